@@ -1,0 +1,5 @@
+//! weir
+pub mod bucket;
+pub mod clock;
+pub mod decision;
+pub mod store;

@@ -1,0 +1,394 @@
+//! Buckets in this process's memory: sharded, exact under any number of threads, and bounded.
+//!
+//! The shards are [`DashMap`]'s. A request locks those of all its buckets, in their order, so that it is decided as one;
+//! its time is read under the locks, so that time never runs backwards within a shard.
+//!
+//! # The cap
+//!
+//! A bucket that is full again says no more than one that is not there, so it is forgotten when its place is wanted:
+//! whenever a shard would have to grow, and first of all at the cap. At the cap, those go next that are soonest full.
+//! A bucket without a whole token is never evicted: its owner is being limited, and a flood of new keys must not free
+//! him. When only such buckets remain, new keys are charged to one overflow bucket per rule.
+//!
+//! To find whom to evict, a shard is read through once for its soonest eighth, which then goes one by one, each looked
+//! at again before. The cap is divided evenly among the shards, which hold about a thousand buckets each: so a pass is
+//! short, and is paid for by the hundred insertions that it serves.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::mem;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use dashmap::{DashMap, RwLockWriteGuard, SharedValue};
+use hashbrown::raw::RawTable;
+use smallvec::SmallVec;
+
+use crate::bucket::{Bucket, Limit};
+use crate::clock::{Clock, Micros};
+use crate::decision::{BucketKey, Charge, Decision, RuleId, decide, decide_one};
+
+/// Buckets that a shard holds at the cap, about: what one pass for candidates may cost.
+const SHARD_SIZE: usize = 1_024;
+
+/// How long a shard that holds nothing to evict is left in peace at least, in microseconds.
+const PAUSE: Micros = 1_000;
+
+/// Buckets in memory.
+#[derive(Debug)]
+pub struct LocalStore {
+    clock: Clock,
+    buckets: DashMap<BucketKey, Slot, BuildHasherDefault<KeyHasher>>,
+    /// One for each shard of `buckets`; locked only under that shard's lock.
+    candidates: Box<[Mutex<Candidates>]>,
+    /// Buckets that a shard may hold, overflow buckets not counted.
+    shard_capacity: usize,
+    evicted: AtomicU64,
+    overflowed: AtomicU64,
+    warned: AtomicBool,
+}
+
+/// How full a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Buckets held.
+    pub buckets: usize,
+    /// Buckets that may be held; overflow buckets come on top, at most one a rule.
+    pub capacity: usize,
+    /// Buckets forgotten before they were full, since the start.
+    pub evicted: u64,
+    /// Charges to an overflow bucket, since the start.
+    pub overflowed: u64,
+}
+
+/// A bucket as it is kept: 48 bytes with its key.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    bucket: Bucket,
+    /// Of the limit that it was last charged under, in tokens.
+    burst: f64,
+}
+
+/// Buckets of one shard that may be evicted, the soonest full first.
+#[derive(Debug, Default)]
+struct Candidates {
+    /// When each was going to be full when it was last looked at.
+    soonest: BinaryHeap<Reverse<(Micros, BucketKey)>>,
+    /// Buckets that are full later than this were left out.
+    until: Micros,
+    /// When another pass makes sense.
+    next_pass: Micros,
+}
+
+type Table = RawTable<(BucketKey, SharedValue<Slot>)>;
+type Shard<'a> = RwLockWriteGuard<'a, Table>;
+
+impl LocalStore {
+    /// A store of at most about `capacity` buckets: each shard holds its share of them, rounded up.
+    #[must_use]
+    pub fn new(capacity: NonZeroUsize, clock: Clock) -> Self {
+        let shards = (capacity.get() / SHARD_SIZE).next_power_of_two().clamp(2, 4_096);
+        Self {
+            clock,
+            buckets: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), shards),
+            candidates: (0..shards).map(|_| Mutex::default()).collect(),
+            shard_capacity: capacity.get().div_ceil(shards),
+            evicted: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
+            warned: AtomicBool::new(false),
+        }
+    }
+
+    /// Decides a request, and leaves its buckets as the decision says.
+    pub fn decide(&self, charges: &[Charge]) -> Decision {
+        match charges {
+            [charge] => self.decide_one(charge),
+            _ => self.decide_all(charges),
+        }
+    }
+
+    /// How full the store is. Looks at every shard: for a gauge, not for a call.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            buckets: self.buckets.len(),
+            capacity: self.shard_capacity * self.candidates.len(),
+            evicted: self.evicted.load(Ordering::Relaxed),
+            overflowed: self.overflowed.load(Ordering::Relaxed),
+        }
+    }
+
+    fn decide_one(&self, charge: &Charge) -> Decision {
+        let key = charge.bucket;
+        {
+            let index = self.shard_of(key);
+            let Some(mut shard) = self.lock(index) else { return decide(&[*charge], &[], &mut [], 0) };
+            let now = self.clock.now();
+            if let Some(slot) = find(&mut shard, key) {
+                slot.burst = charge.limit.burst();
+                return decide_one(charge, &mut slot.bucket, now);
+            }
+            if self.has_room(index, &mut shard, 1, &[key], now) {
+                let mut bucket = Bucket::FULL;
+                let decision = decide_one(charge, &mut bucket, now);
+                self.keep(index, &mut shard, key, bucket, &charge.limit, now);
+                return decision;
+            }
+        }
+        self.decide_all(std::slice::from_ref(charge))
+    }
+
+    fn decide_all(&self, charges: &[Charge]) -> Decision {
+        // The bucket of each charge: its own, or where there is no room for that, its rule's overflow bucket.
+        let mut owners: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
+        loop {
+            let mut keys = owners.clone();
+            keys.sort_unstable();
+            keys.dedup();
+
+            let mut indexes: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
+            indexes.sort_unstable();
+            indexes.dedup();
+            let mut shards: SmallVec<[(usize, Shard<'_>); 4]> =
+                indexes.iter().filter_map(|index| Some((*index, self.lock(*index)?))).collect();
+            let now = self.clock.now();
+
+            let mut crowded_out = false;
+            for (index, shard) in &mut shards {
+                let of_shard = |key: &&BucketKey| self.shard_of(**key) == *index && !is_overflow(**key);
+                let missing = keys.iter().filter(of_shard).filter(|key| find(shard, **key).is_none()).count();
+                if missing == 0 || self.has_room(*index, shard, missing, &keys, now) {
+                    continue;
+                }
+                for (charge, owner) in charges.iter().zip(&mut owners) {
+                    if self.shard_of(*owner) == *index && !is_overflow(*owner) && find(shard, *owner).is_none() {
+                        *owner = overflow_bucket(charge.rule);
+                        crowded_out = true;
+                        self.count_overflow();
+                    }
+                }
+            }
+            if crowded_out {
+                // Other shards are wanted now, and have to be locked in their order. Each round settles at least one
+                // charge for good, so there are no more rounds than charges.
+                continue;
+            }
+
+            let places: SmallVec<[usize; 4]> =
+                owners.iter().map(|owner| keys.binary_search(owner).unwrap_or(usize::MAX)).collect();
+            let mut buckets: SmallVec<[Bucket; 4]> = keys
+                .iter()
+                .map(|key| {
+                    let index = self.shard_of(*key);
+                    let shard = shards.iter_mut().find(|(other, _)| *other == index);
+                    shard.and_then(|(_, shard)| find(shard, *key)).map_or(Bucket::FULL, |slot| slot.bucket)
+                })
+                .collect();
+            let decision = decide(charges, &places, &mut buckets, now);
+            for (charge, place) in charges.iter().zip(&places) {
+                let (Some(key), Some(bucket)) = (keys.get(*place), buckets.get(*place)) else { continue };
+                let index = self.shard_of(*key);
+                if let Some((_, shard)) = shards.iter_mut().find(|(other, _)| *other == index) {
+                    self.keep(index, shard, *key, *bucket, &charge.limit, now);
+                }
+            }
+            return decision;
+        }
+    }
+
+    /// Writes a bucket down, unless it is full and was not there before. Room has been seen to.
+    fn keep(&self, index: usize, shard: &mut Shard<'_>, key: BucketKey, bucket: Bucket, limit: &Limit, now: Micros) {
+        let kept = Slot { bucket, burst: limit.burst() };
+        if let Some(slot) = find(shard, key) {
+            *slot = kept;
+            return;
+        }
+        let full_at = bucket.full_at();
+        if full_at <= now {
+            return;
+        }
+        let mut candidates = self.candidates(index);
+        if shard.len() == shard.capacity() {
+            // Before the shard grows: what is full goes.
+            candidates.pass(shard, now);
+        }
+        shard.insert_entry(hash(key), (key, SharedValue::new(kept)), |(key, _)| hash(*key));
+        candidates.next_pass = candidates.next_pass.min(kept.bucket.token_at(kept.burst));
+        if !candidates.soonest.is_empty() && full_at < candidates.until {
+            candidates.soonest.push(Reverse((full_at, key)));
+        }
+    }
+
+    /// Whether `wanted` more buckets may be kept in a shard; evicts what has to go for it, but none of `spared`.
+    fn has_room(&self, index: usize, shard: &mut Shard<'_>, wanted: usize, spared: &[BucketKey], now: Micros) -> bool {
+        while shard.len() + wanted > self.shard_capacity {
+            let mut candidates = self.candidates(index);
+            match candidates.evict(shard, spared, now) {
+                Evicted::Full => {}
+                Evicted::InUse => _ = self.evicted.fetch_add(1, Ordering::Relaxed),
+                Evicted::None => return false,
+            }
+        }
+        true
+    }
+
+    fn count_overflow(&self) {
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                capacity = self.shard_capacity * self.candidates.len(),
+                "no room for new buckets: all that are held belong to callers who are being limited. New callers of a \
+                 rule share one bucket until there is room; to have more, raise --max-buckets"
+            );
+        }
+    }
+
+    fn shard_of(&self, key: BucketKey) -> usize {
+        self.buckets.determine_shard(hash_usize(key))
+    }
+
+    fn lock(&self, index: usize) -> Option<Shard<'_>> {
+        self.buckets.shards().get(index).map(|shard| shard.write())
+    }
+
+    fn candidates(&self, index: usize) -> impl std::ops::DerefMut<Target = Candidates> + '_ {
+        #[allow(clippy::indexing_slicing, reason = "one for each shard, made together with them")]
+        let candidates = &self.candidates[index];
+        candidates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an eviction found.
+enum Evicted {
+    /// A bucket that was full: nothing is lost.
+    Full,
+    /// The bucket that was soonest full.
+    InUse,
+    /// Nothing that may go.
+    None,
+}
+
+impl Candidates {
+    /// Evicts the bucket that is soonest full and has a whole token.
+    fn evict(&mut self, shard: &mut Shard<'_>, spared: &[BucketKey], now: Micros) -> Evicted {
+        let mut put_back: SmallVec<[Reverse<(Micros, BucketKey)>; 4]> = SmallVec::new();
+        let evicted = loop {
+            let Some(Reverse((expected, key))) = self.soonest.pop() else {
+                if now < self.next_pass {
+                    break Evicted::None;
+                }
+                let before = shard.len();
+                self.pass(shard, now);
+                if shard.len() < before {
+                    break Evicted::Full;
+                }
+                if self.soonest.is_empty() {
+                    break Evicted::None;
+                }
+                continue;
+            };
+            let Some(slot) = find(shard, key).copied() else { continue };
+            let full_at = slot.bucket.full_at();
+            if spared.contains(&key) {
+                put_back.push(Reverse((full_at, key)));
+            } else if full_at > self.until || slot.bucket.token_at(slot.burst) > now {
+                // Charged since: no longer among the soonest, or being limited.
+            } else if full_at > expected {
+                self.soonest.push(Reverse((full_at, key)));
+            } else {
+                shard.erase_entry(hash(key), |(other, _)| *other == key);
+                break if full_at <= now { Evicted::Full } else { Evicted::InUse };
+            }
+        };
+        self.soonest.extend(put_back);
+        evicted
+    }
+
+    /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full.
+    fn pass(&mut self, shard: &mut Shard<'_>, now: Micros) {
+        let table = mem::take(&mut **shard);
+        let mut next_token = Micros::MAX;
+        let mut evictable: Vec<(Micros, BucketKey)> = Vec::new();
+        let mut kept: Vec<(BucketKey, SharedValue<Slot>)> = Vec::with_capacity(table.len());
+        for (key, slot) in table {
+            let full_at = slot.get().bucket.full_at();
+            if full_at <= now {
+                continue;
+            }
+            let token_at = slot.get().bucket.token_at(slot.get().burst);
+            if token_at <= now {
+                evictable.push((full_at, key));
+            } else {
+                next_token = next_token.min(token_at);
+            }
+            kept.push((key, slot));
+        }
+        // Room for a quarter more, so that the next pass is paid for by as many insertions.
+        shard.reserve(kept.len() + kept.len() / 4 + 8, |(key, _)| hash(*key));
+        for entry in kept {
+            shard.insert_entry(hash(entry.0), entry, |(key, _)| hash(*key));
+        }
+
+        let eighth = evictable.len().div_ceil(8);
+        if eighth > 0 {
+            evictable.select_nth_unstable(eighth - 1);
+            evictable.truncate(eighth);
+        }
+        self.until = evictable.iter().map(|(full_at, _)| *full_at).max().unwrap_or(0);
+        self.soonest = evictable.into_iter().map(Reverse).collect();
+        let nothing_to_evict = self.soonest.is_empty() && shard.len() > 0;
+        self.next_pass = if nothing_to_evict { next_token.max(now.saturating_add(PAUSE)) } else { 0 };
+    }
+}
+
+fn find(shard: &mut Table, key: BucketKey) -> Option<&mut Slot> {
+    shard.get_mut(hash(key), |(other, _)| *other == key).map(|(_, slot)| slot.get_mut())
+}
+
+/// Marks the upper half of an overflow bucket's key; other keys are hashes, and have it once in 2⁶⁴.
+const OVERFLOW: u64 = 0x6f76_6572_666c_6f77;
+
+/// The bucket that the latecomers of a rule share.
+fn overflow_bucket(rule: RuleId) -> BucketKey {
+    BucketKey((u128::from(OVERFLOW) << 64) | u128::from(rule.0))
+}
+
+fn is_overflow(key: BucketKey) -> bool {
+    key.0 >> 64 == u128::from(OVERFLOW)
+}
+
+/// A key is a hash already; half of it is enough for a table.
+#[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn hash(key: BucketKey) -> u64 {
+    key.0 as u64
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "as many bits as the map has use for")]
+fn hash_usize(key: BucketKey) -> usize {
+    key.0 as usize
+}
+
+/// [`hash`], as the map asks for it.
+#[derive(Clone, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = hash(BucketKey(key));
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

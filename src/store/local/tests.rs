@@ -1,0 +1,243 @@
+use std::num::{NonZeroU32, NonZeroU64};
+use std::thread;
+
+use super::*;
+use crate::bucket::{Hits, Outcome};
+use crate::decision::Mode;
+use crate::store::KeySeed;
+
+const SECOND: Micros = 1_000_000;
+const HOUR: Micros = 3_600 * SECOND;
+const NOW: Micros = 1_790_000_000_000_000;
+
+fn store(capacity: usize, clock: &Clock) -> LocalStore {
+    LocalStore::new(NonZeroUsize::new(capacity).unwrap(), clock.clone())
+}
+
+fn key(name: impl std::fmt::Display) -> BucketKey {
+    let mut key = KeySeed::fixed(1).key("api");
+    key.entry(b"user", name.to_string().as_bytes());
+    key.limit(b"")
+}
+
+/// `hits` of a bucket of `requests` an hour.
+fn charge(name: impl std::fmt::Display, requests: u32, hits: u64) -> Charge {
+    let limit = Limit::new(NonZeroU32::new(requests).unwrap(), NonZeroU64::new(HOUR).unwrap());
+    Charge { bucket: key(name), rule: RuleId(1), limit, hits: Hits::Take(hits), mode: Mode::Enforced }
+}
+
+fn peek(charge: Charge) -> Charge {
+    Charge { hits: Hits::Peek, ..charge }
+}
+
+fn denied(store: &LocalStore, charge: Charge) -> bool {
+    store.decide(&[charge]).denied
+}
+
+#[test]
+fn sixty_four_threads_on_one_bucket_admit_exactly_its_burst() {
+    let store = store(1_000, &Clock::manual(NOW));
+    let admitted = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    if !denied(&store, charge("hot", 5_000, 1)) {
+                        admitted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(admitted.into_inner(), 5_000);
+}
+
+#[test]
+fn on_a_running_clock_no_thread_gains_a_token() {
+    let clock = Clock::system();
+    let store = store(1_000, &clock);
+    // A thousand tokens a second, ten at once: rounding and reordering would show.
+    let limit = Limit::new(NonZeroU32::new(1_000).unwrap(), NonZeroU64::new(SECOND).unwrap())
+        .with_burst(NonZeroU32::new(10).unwrap());
+    let charge = Charge { limit, ..charge("hot", 1, 1) };
+    let admitted = AtomicU64::new(0);
+    let start = clock.now();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..50_000 {
+                    if !denied(&store, charge) {
+                        admitted.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let elapsed = clock.now() - start;
+    assert!(admitted.into_inner() <= 10 + elapsed * 1_000 / SECOND);
+}
+
+#[test]
+fn threads_that_charge_two_buckets_take_both_or_neither() {
+    let store = store(1_000, &Clock::manual(NOW));
+    let admitted = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for thread in 0..16 {
+            let (store, admitted) = (&store, &admitted);
+            scope.spawn(move || {
+                // Both orders, so that a lock order that follows the request would deadlock.
+                let mut pair = [charge("wide", 10_000, 1), charge("narrow", 1_000, 1)];
+                if thread % 2 == 0 {
+                    pair.reverse();
+                }
+                for _ in 0..500 {
+                    admitted.fetch_add(u64::from(!store.decide(&pair).denied), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(admitted.into_inner(), 1_000, "as many as the narrow one holds");
+    let left = store.decide(&[peek(charge("wide", 10_000, 1))]).verdicts[0].remaining;
+    assert_eq!(left, 9_000, "what the narrow one refused cost the wide one nothing");
+}
+
+#[test]
+fn a_request_may_name_one_bucket_twice_and_many_buckets_of_one_shard() {
+    let store = store(1_000, &Clock::manual(NOW));
+    let twice = [charge("a", 10, 6), charge("a", 10, 6)];
+    assert!(store.decide(&twice).denied);
+    assert!(!store.decide(&[charge("a", 10, 4), charge("a", 10, 6)]).denied);
+    assert!(denied(&store, charge("a", 10, 1)));
+
+    let many: Vec<Charge> = (0..64).map(|n| charge(n, 10, 10)).collect();
+    assert!(!store.decide(&many).denied);
+    assert!(many.iter().all(|charge| denied(&store, peek(*charge))));
+}
+
+#[test]
+fn a_flood_of_new_keys_never_frees_a_limited_one() {
+    let clock = Clock::manual(NOW);
+    let store = store(10_000, &clock);
+    assert!(!denied(&store, charge("victim", 3, 3)));
+    for n in 0..1_000_000u32 {
+        assert!(!denied(&store, charge(n, 1_000, 1)), "newcomer {n} is within its limit");
+        if n % 10_000 == 0 {
+            assert!(denied(&store, charge("victim", 3, 1)), "freed after {n} newcomers");
+        }
+    }
+    let usage = store.usage();
+    assert!(usage.buckets <= usage.capacity, "{usage:?}");
+    assert!(usage.evicted > 900_000 && usage.overflowed == 0, "{usage:?}");
+    assert!(denied(&store, charge("victim", 3, 1)));
+    clock.advance(HOUR / 3);
+    assert!(!denied(&store, charge("victim", 3, 1)), "freed by time alone");
+}
+
+#[test]
+fn when_all_that_is_held_is_limited_newcomers_share_a_bucket_a_rule() {
+    let clock = Clock::manual(NOW);
+    let store = store(10_000, &clock);
+    let capacity = store.usage().capacity;
+    // Everyone takes all there is: more callers than there is room for, so that every shard is full.
+    for n in 0..2 * capacity {
+        let _ = store.decide(&[charge(n, 2, 2)]);
+    }
+    let usage = store.usage();
+    assert!(usage.buckets <= capacity + 1, "the cap, and one overflow bucket: {usage:?}");
+    assert!(usage.overflowed > 0 && usage.evicted == 0, "{usage:?}");
+    assert!((0..capacity / 2).all(|n| denied(&store, charge(n, 2, 1))), "nobody who is limited was freed");
+
+    assert!(denied(&store, charge("late", 2, 1)), "the shared bucket is empty as well");
+    assert!(denied(&store, peek(charge("late", 2, 1))), "a peek sees the shared bucket too");
+    let other_rule = Charge { rule: RuleId(2), ..charge("late", 2, 1) };
+    assert!(!denied(&store, other_rule), "another rule has its own");
+    assert!(!denied(&store, other_rule));
+    assert!(denied(&store, Charge { bucket: key("later"), ..other_rule }), "which its own latecomers share");
+
+    // As time passes there are tokens again: these buckets may go, and newcomers have their own.
+    clock.advance(HOUR / 2);
+    let overflowed = store.usage().overflowed;
+    assert!(!denied(&store, charge("fresh", 2, 2)));
+    assert!(denied(&store, charge("fresh", 2, 1)));
+    assert_eq!(store.usage().overflowed, overflowed);
+}
+
+#[test]
+fn a_request_of_several_newcomers_is_decided_as_one_also_without_room() {
+    let clock = Clock::manual(NOW);
+    let store = store(1_000, &clock);
+    for n in 0..4_000 {
+        let _ = store.decide(&[charge(n, 2, 2)]);
+    }
+    // The overflow bucket of rule 1 is empty; that of rule 2 has two tokens, and keeps them.
+    let request = [charge("x", 2, 1), Charge { rule: RuleId(2), ..charge("y", 2, 1) }];
+    assert!(store.decide(&request).denied);
+    let untouched = store.decide(&[Charge { rule: RuleId(2), ..charge("z", 2, 2) }]);
+    assert!(!untouched.denied);
+}
+
+#[test]
+fn full_buckets_go_first_then_those_that_are_soonest_full() {
+    let clock = Clock::manual(NOW);
+    let store = store(2_048, &clock);
+    let capacity = store.usage().capacity;
+    // `used` tokens of 3600 an hour are `used` seconds from full. Half of them little used, half a lot.
+    let (little, lot) = (1, 1_800);
+    for n in 0..capacity {
+        let _ = store.decide(&[charge(n, 3_600, if n % 2 == 0 { little } else { lot })]);
+    }
+    // The keys do not spread evenly: one of the shards was full a little before the other.
+    let before = store.usage();
+    clock.advance(2 * SECOND);
+    for n in 0..capacity / 8 {
+        let _ = store.decide(&[charge(format_args!("new {n}"), 3_600, 900)]);
+    }
+    let usage = store.usage();
+    assert_eq!(usage.evicted, before.evicted, "the full ones were enough");
+    assert_eq!(usage.overflowed, 0);
+
+    for n in 0..capacity {
+        let _ = store.decide(&[charge(format_args!("newer {n}"), 3_600, 900)]);
+    }
+    let kept = |n: usize| store.decide(&[peek(charge(n, 3_600, 1))]).verdicts[0].remaining < 3_600;
+    let (mut lost_lot, mut lost_little) = (0, 0);
+    for n in 0..capacity {
+        if n % 2 == 0 { lost_little += usize::from(!kept(n)) } else { lost_lot += usize::from(!kept(n)) }
+    }
+    assert_eq!(lost_little, capacity / 2, "all that were full are gone");
+    assert!(lost_lot < capacity / 50, "{lost_lot} of {} were evicted before sooner ones", capacity / 2);
+}
+
+#[test]
+fn memory_does_not_grow_with_the_number_of_callers_that_have_been() {
+    let clock = Clock::manual(NOW);
+    let store = store(1_000_000, &clock);
+    for n in 0..300_000u32 {
+        // A bucket is full again after a second; about a thousand are in use at a time.
+        let _ = store.decide(&[charge(n, 3_600, 1)]);
+        clock.advance(SECOND / 1_000);
+    }
+    let slots: usize = store.buckets.shards().iter().map(|shard| shard.read().capacity()).sum();
+    assert!(slots < 60_000, "{slots} slots for a thousand buckets in use");
+}
+
+#[test]
+fn a_charge_that_changes_nothing_leaves_nothing_behind() {
+    let store = store(1_000, &Clock::manual(NOW));
+    let _ = store.decide(&[peek(charge("a", 10, 1))]);
+    let _ = store.decide(&[charge("b", 10, 11)]);
+    let _ = store.decide(&[Charge { hits: Hits::GiveBack(5), ..charge("c", 10, 1) }]);
+    assert_eq!(store.usage().buckets, 0);
+}
+
+#[test]
+fn the_same_answers_come_from_one_charge_and_from_a_list_of_one() {
+    let clock = Clock::manual(NOW);
+    let (one, list) = (store(1_000, &clock), store(1_000, &clock));
+    for n in 0..500u64 {
+        let charge = charge(n % 7, 20, n % 9);
+        assert_eq!(one.decide_one(&charge), list.decide_all(&[charge]));
+        clock.advance(n * SECOND);
+    }
+    assert_eq!(one.decide_one(&charge(1, 20, 1)).verdicts[0].outcome, Outcome::Fits);
+}
