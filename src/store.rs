@@ -36,7 +36,6 @@ impl KeySeed {
     }
 
     /// Begins the key of a bucket in `domain`.
-    #[must_use]
     pub fn key(self, domain: &str) -> KeyBuilder {
         let mut key = KeyBuilder(self.0);
         key.part(domain.as_bytes());

@@ -338,7 +338,7 @@ impl Candidates {
         }
         self.until = evictable.iter().map(|(full_at, _)| *full_at).max().unwrap_or(0);
         self.soonest = evictable.into_iter().map(Reverse).collect();
-        let nothing_to_evict = self.soonest.is_empty() && shard.len() > 0;
+        let nothing_to_evict = self.soonest.is_empty() && !shard.is_empty();
         self.next_pass = if nothing_to_evict { next_token.max(now.saturating_add(PAUSE)) } else { 0 };
     }
 }

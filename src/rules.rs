@@ -1,0 +1,258 @@
+//! The rules: which limits the descriptors of a request meet.
+//!
+//! Files of a directory become a [`RuleSet`], whole or not at all: [`load`] returns a set, or everything that is wrong
+//! with the files. A set never changes; a reload makes a new one. Looking up is pure: no I/O, no locks, no time.
+
+use std::collections::BTreeMap;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::clock::Micros;
+
+mod compile;
+mod explain;
+mod file;
+mod problem;
+mod tree;
+mod yaml;
+
+pub use explain::{Explanation, Step};
+pub use file::Unit;
+pub use problem::{Place, Problem, Severity};
+pub use tree::{Allowance, Domain, Entry, Rule, Source};
+pub use yaml::Any;
+
+use compile::Compiler;
+
+/// A rule file may be so many bytes long: a hundred thousand rules are about ten million.
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// Directories in directories, from the one that is named.
+const MAX_DIRECTORY_DEPTH: usize = 16;
+
+/// All rules of all domains.
+#[derive(Debug, Default)]
+pub struct RuleSet {
+    domains: BTreeMap<Box<str>, Domain>,
+    files: usize,
+    warnings: Vec<Problem>,
+}
+
+/// Why there are no rules.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The directory is not there, or holds no rule file. It may come: a volume that is not mounted yet.
+    #[error("{}: {reason}", path.display())]
+    Nothing {
+        /// Where rules were looked for.
+        path: PathBuf,
+        /// What was found instead.
+        reason: String,
+    },
+    /// The files are wrong. Holds warnings as well as errors.
+    #[error("{}", summary(.0))]
+    Rejected(Vec<Problem>),
+}
+
+fn summary(problems: &[Problem]) -> String {
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+    format!("{errors} {} in the rule files", if errors == 1 { "error" } else { "errors" })
+}
+
+impl RuleSet {
+    /// Builds a set from the texts of files, each with the name by which messages call it.
+    ///
+    /// `since` is the moment from which the limits are in force, see [`Limit::since`](crate::bucket::Limit::since).
+    ///
+    /// # Errors
+    /// [`LoadError::Rejected`] with every problem of every file.
+    pub fn from_texts<'t>(
+        texts: impl IntoIterator<Item = (&'t str, &'t str)>,
+        since: Micros,
+    ) -> Result<Self, LoadError> {
+        let mut compiler = Compiler::new(since);
+        let mut files = 0;
+        for (name, text) in texts {
+            compiler.add(name.into(), text);
+            files += 1;
+        }
+        Self::finish(compiler, files)
+    }
+
+    fn finish(compiler: Compiler, files: usize) -> Result<Self, LoadError> {
+        let (domains, found) = compiler.finish();
+        if found.iter().any(|problem| problem.severity == Severity::Error) {
+            return Err(LoadError::Rejected(found));
+        }
+        Ok(Self { domains, files, warnings: found })
+    }
+
+    /// The rules of a domain.
+    #[must_use]
+    pub fn domain(&self, name: &str) -> Option<&Domain> {
+        self.domains.get(name)
+    }
+
+    /// All domains, by name.
+    pub fn domains(&self) -> impl Iterator<Item = (&str, &Domain)> {
+        self.domains.iter().map(|(name, domain)| (&**name, domain))
+    }
+
+    /// How many files the rules are from.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        self.files
+    }
+
+    /// How many rules have a limit.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.domains.values().map(Domain::len).sum()
+    }
+
+    /// Whether no rule has a limit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is odd about the files.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+}
+
+/// What applies to one descriptor of a request.
+#[derive(Clone, Copy, Debug)]
+pub enum Applies<'r> {
+    /// No limit.
+    Nothing,
+    /// A limit, which another descriptor's limit replaces.
+    Replaced(&'r Rule),
+    /// A rule.
+    Rule(&'r Rule),
+}
+
+impl Domain {
+    /// What applies to each descriptor of one request, in order; `None` stands for a descriptor that brings its own limit.
+    #[must_use]
+    pub fn resolve<'e>(
+        &self,
+        descriptors: impl Iterator<Item = Option<&'e [Entry<'e>]>>,
+    ) -> SmallVec<[Applies<'_>; 4]> {
+        let mut applies: SmallVec<[Applies<'_>; 4]> = descriptors
+            .map(|entries| entries.and_then(|entries| self.find(entries)).map_or(Applies::Nothing, Applies::Rule))
+            .collect();
+        let replacing: SmallVec<[&Rule; 4]> = applies
+            .iter()
+            .filter_map(|applies| match applies {
+                Applies::Rule(rule) if !rule.replaces.is_empty() => Some(*rule),
+                _ => None,
+            })
+            .collect();
+        if !replacing.is_empty() {
+            for applies in &mut applies {
+                if let Applies::Rule(rule) = *applies
+                    && !rule.name.is_empty()
+                    && replacing.iter().any(|other| other.replaces.contains(&rule.name))
+                {
+                    *applies = Applies::Replaced(rule);
+                }
+            }
+        }
+        applies
+    }
+}
+
+/// Loads every `*.yaml` and `*.yml` file below a directory, in the order of their names; names that begin with a dot are
+/// passed over, with what is below them. A path to a single file is taken as well.
+///
+/// # Errors
+/// [`LoadError::Nothing`] when there is no rule file, [`LoadError::Rejected`] when one of them is wrong or cannot be read.
+pub fn load(path: &FilePath, since: Micros) -> Result<RuleSet, LoadError> {
+    let nothing = |reason: String| LoadError::Nothing { path: path.to_owned(), reason };
+    let found = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => vec![Found::File(path.to_owned())],
+        Ok(_) => {
+            let mut found = Vec::new();
+            list(path, 0, &mut found);
+            found
+        }
+        Err(error) => return Err(nothing(error.to_string())),
+    };
+    if found.is_empty() {
+        return Err(nothing("no *.yaml or *.yml file in this directory".into()));
+    }
+    let mut compiler = Compiler::new(since);
+    let files = found.len();
+    for file in found {
+        match file {
+            Found::File(path) => read_file(&path, &mut compiler),
+            Found::Trouble(path, reason) => compiler.unreadable(name(&path), Place::START, reason),
+        }
+    }
+    RuleSet::finish(compiler, files)
+}
+
+enum Found {
+    File(PathBuf),
+    Trouble(PathBuf, String),
+}
+
+fn list(directory: &FilePath, depth: usize, found: &mut Vec<Found>) {
+    let trouble = |path: &FilePath, reason: String| Found::Trouble(path.to_owned(), reason);
+    if depth > MAX_DIRECTORY_DEPTH {
+        let reason = format!("more than {MAX_DIRECTORY_DEPTH} directories deep; does a link lead back up?");
+        return found.push(trouble(directory, reason));
+    }
+    let entries = match std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+        Ok(entries) => entries,
+        Err(error) => return found.push(trouble(directory, format!("cannot be listed: {error}"))),
+    };
+    let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
+        let is_rules = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        // Follows links: a ConfigMap's files are links.
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => list(&path, depth + 1, found),
+            Ok(metadata) if is_rules && metadata.is_file() => found.push(Found::File(path)),
+            Err(error) if is_rules => found.push(trouble(&path, format!("cannot be read: {error}"))),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+fn read_file(path: &FilePath, compiler: &mut Compiler) {
+    let bytes = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
+            let reason = format!("{} bytes long, and {MAX_FILE_BYTES} at most are read: split it up", metadata.len());
+            return compiler.unreadable(name(path), Place::START, reason);
+        }
+        Ok(_) => std::fs::read(path),
+        Err(error) => Err(error),
+    };
+    match bytes.map(String::from_utf8) {
+        Ok(Ok(text)) => compiler.add(name(path), &text),
+        Ok(Err(error)) => {
+            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+            let column = good.iter().rev().take_while(|byte| **byte != b'\n').filter(|byte| **byte & 0xC0 != 0x80).count();
+            compiler.unreadable(name(path), Place::new(line, column), "not UTF-8 from here on");
+        }
+        Err(error) => compiler.unreadable(name(path), Place::START, format!("cannot be read: {error}")),
+    }
+}
+
+fn name(path: &FilePath) -> Arc<str> {
+    path.to_string_lossy().into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! A rule file as it is written: the types that serde fills, before anything is checked.
+//!
+//! The format is envoyproxy/ratelimit's, with `burst` and units such as `30s` added. Every field may be missing or
+//! broken here; [`compile`](super::compile) says what must be there.
+
+use std::num::NonZeroU64;
+
+use serde::{Deserialize, Deserializer, de};
+
+use super::yaml::{Any, Field};
+use crate::clock::Micros;
+
+/// A file: a domain and its rules.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) domain: Field<String>,
+    pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
+}
+
+/// A rule: what it matches, what it limits, and the rules below it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Descriptor {
+    pub(super) key: Field<String>,
+    pub(super) value: Field<String>,
+    pub(super) rate_limit: Field<RateLimit>,
+    pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
+    pub(super) shadow_mode: Field<bool>,
+    pub(super) quota_mode: Field<bool>,
+    pub(super) detailed_metric: Field<bool>,
+    pub(super) value_to_metric: Field<bool>,
+    pub(super) share_threshold: Field<bool>,
+    pub(super) metadata: Field<Any>,
+}
+
+/// A limit.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RateLimit {
+    pub(super) name: Field<String>,
+    pub(super) unit: Field<Unit>,
+    pub(super) requests_per_unit: Field<u32>,
+    pub(super) burst: Field<u32>,
+    pub(super) unlimited: Field<bool>,
+    pub(super) replaces: Field<Vec<Field<Replaces>>>,
+}
+
+/// Another limit that gives way to this one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Replaces {
+    pub(super) name: Field<String>,
+}
+
+/// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
+pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
+    const KEYS: [(&str, &[&str]); 3] = [
+        ("at the top of the file", &["domain"]),
+        (
+            "in the descriptor, beside `key`",
+            &[
+                "key",
+                "value",
+                "rate_limit",
+                "shadow_mode",
+                "quota_mode",
+                "detailed_metric",
+                "value_to_metric",
+                "share_threshold",
+                "metadata",
+            ],
+        ),
+        ("in `rate_limit`", &["unit", "requests_per_unit", "burst", "unlimited", "replaces"]),
+    ];
+    let nearest = |words: &[&str]| -> Option<String> {
+        let distance = |word: &str| strsim::damerau_levenshtein(word, &key.to_lowercase());
+        let (word, distance) = words.iter().map(|word| (*word, distance(word))).min_by_key(|(_, distance)| *distance)?;
+        (distance <= 1 + word.len() / 4).then(|| word.to_owned())
+    };
+    if let Some((home, _)) = KEYS.iter().find(|(_, keys)| keys.contains(&key)) {
+        return format!("`{key}` does not belong here: it stands {home}");
+    }
+    if let Some(word) = nearest(known) {
+        return format!("unknown key `{key}`; did you mean `{word}`?");
+    }
+    for (home, keys) in KEYS {
+        if let Some(word) = nearest(keys) {
+            return format!("unknown key `{key}`; did you mean `{word}`, which stands {home}?");
+        }
+    }
+    let known = known.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    format!("unknown key `{key}`; the keys here are {known}")
+}
+
+const SECOND: Micros = 1_000_000;
+const MINUTE: Micros = 60 * SECOND;
+const HOUR: Micros = 60 * MINUTE;
+const DAY: Micros = 24 * HOUR;
+const WEEK: Micros = 7 * DAY;
+/// A month refills over 30 days.
+const MONTH: Micros = 30 * DAY;
+/// A year refills over 365 days.
+const YEAR: Micros = 365 * DAY;
+
+/// The window of a limit: one of the API's units, or any other length of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// A second.
+    Second,
+    /// A minute.
+    Minute,
+    /// An hour.
+    Hour,
+    /// A day of 24 hours.
+    Day,
+    /// Seven days.
+    Week,
+    /// 30 days.
+    Month,
+    /// 365 days.
+    Year,
+    /// So many microseconds, which the API has no name for.
+    Other(NonZeroU64),
+}
+
+/// Names in files, in the API and in messages, the shortest first.
+const NAMED: [(&str, Unit, Micros); 7] = [
+    ("second", Unit::Second, SECOND),
+    ("minute", Unit::Minute, MINUTE),
+    ("hour", Unit::Hour, HOUR),
+    ("day", Unit::Day, DAY),
+    ("week", Unit::Week, WEEK),
+    ("month", Unit::Month, MONTH),
+    ("year", Unit::Year, YEAR),
+];
+
+/// What a duration may end in.
+const SUFFIXES: [(&str, Micros); 6] =
+    [("ms", 1_000), ("s", SECOND), ("m", MINUTE), ("h", HOUR), ("d", DAY), ("w", WEEK)];
+
+impl Unit {
+    /// The length of the window in microseconds.
+    #[must_use]
+    pub fn micros(self) -> NonZeroU64 {
+        let named = NAMED.iter().find(|(_, unit, _)| *unit == self).and_then(|(_, _, micros)| NonZeroU64::new(*micros));
+        match self {
+            Self::Other(micros) => micros,
+            _ => named.unwrap_or(NonZeroU64::MIN),
+        }
+    }
+
+    /// Reads `minute`, in any case, or a duration such as `30s`, `15m`, `2h`.
+    ///
+    /// `60s` is a minute: second, minute, hour and day are the same however they are written. A week, a month and a
+    /// year are calendar things to other algorithms, and are not the same as their number of days.
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some((_, unit, _)) = NAMED.iter().find(|(name, ..)| name.eq_ignore_ascii_case(text)) {
+            return Ok(*unit);
+        }
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, suffix) = text.split_at_checked(digits).unwrap_or((text, ""));
+        let Some((_, micros)) = SUFFIXES.iter().find(|(name, _)| *name == suffix).filter(|_| digits > 0) else {
+            return Err(unknown_unit(text));
+        };
+        let length = number.parse::<u64>().ok().and_then(|number| number.checked_mul(*micros)).unwrap_or(u64::MAX);
+        let Some(length) = NonZeroU64::new(length).filter(|length| length.get() <= YEAR) else {
+            return Err(format!("`{text}` is no window: it lasts from 1ms to 365d"));
+        };
+        let same = NAMED.iter().take(4).find(|(_, _, micros)| *micros == length.get());
+        Ok(same.map_or(Self::Other(length), |(_, unit, _)| *unit))
+    }
+}
+
+fn unknown_unit(text: &str) -> String {
+    let lower = text.to_lowercase();
+    let nearest = NAMED.iter().map(|(name, ..)| (*name, strsim::damerau_levenshtein(name, &lower)));
+    match nearest.min_by_key(|(_, distance)| *distance) {
+        Some((name, distance)) if distance <= 2 => format!("unknown unit `{text}`; did you mean `{name}`?"),
+        _ => format!(
+            "unknown unit `{text}`; write second, minute, hour, day, week, month or year, or a duration like 30s, 15m, 2h"
+        ),
+    }
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some((name, ..)) = NAMED.iter().find(|(_, unit, _)| unit == self) {
+            return f.write_str(name);
+        }
+        let micros = self.micros().get();
+        let coarsest = SUFFIXES.iter().rev().find(|(_, length)| micros % length == 0);
+        match coarsest {
+            Some((suffix, length)) => write!(f, "{}{suffix}", micros / length),
+            None => write!(f, "{micros}us"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Unit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_read_in_any_case_and_as_durations() {
+        for (text, unit) in [
+            ("minute", Unit::Minute),
+            ("MINUTE", Unit::Minute),
+            ("Week", Unit::Week),
+            ("60s", Unit::Minute),
+            ("1000ms", Unit::Second),
+            ("24h", Unit::Day),
+            ("30s", Unit::Other(NonZeroU64::new(30 * SECOND).unwrap())),
+            ("15m", Unit::Other(NonZeroU64::new(15 * MINUTE).unwrap())),
+            // Not the calendar's month and week.
+            ("30d", Unit::Other(NonZeroU64::new(MONTH).unwrap())),
+            ("7d", Unit::Other(NonZeroU64::new(WEEK).unwrap())),
+        ] {
+            assert_eq!(Unit::parse(text), Ok(unit), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_unit_is_shown_as_it_can_be_written() {
+        for text in ["second", "minute", "hour", "day", "week", "month", "year", "30s", "15m", "2h", "250ms", "90s", "2d"] {
+            assert_eq!(Unit::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_unit_is_refused_with_a_way_out() {
+        for (text, message) in [
+            ("minutes", "unknown unit `minutes`; did you mean `minute`?"),
+            ("hors", "unknown unit `hors`; did you mean `hour`?"),
+            ("0s", "`0s` is no window: it lasts from 1ms to 365d"),
+            ("400d", "`400d` is no window: it lasts from 1ms to 365d"),
+            ("99999999999999999999s", "`99999999999999999999s` is no window: it lasts from 1ms to 365d"),
+        ] {
+            assert_eq!(Unit::parse(text).unwrap_err(), message);
+        }
+        for text in ["", "s", "1.5s", "-1s", "1 s", "unknown", "1M"] {
+            assert!(Unit::parse(text).unwrap_err().starts_with("unknown unit"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_told_where_it_belongs_or_what_was_meant() {
+        let limit = ["name", "unit", "requests_per_unit", "burst", "unlimited", "replaces"];
+        let descriptor = ["key", "value", "rate_limit", "descriptors", "shadow_mode"];
+        for (key, known, message) in [
+            ("request_per_unit", &limit[..], "unknown key `request_per_unit`; did you mean `requests_per_unit`?"),
+            ("Unit", &limit, "unknown key `Unit`; did you mean `unit`?"),
+            ("shadow_mode", &limit, "`shadow_mode` does not belong here: it stands in the descriptor, beside `key`"),
+            ("unit", &descriptor, "`unit` does not belong here: it stands in `rate_limit`"),
+            ("ratelimit", &descriptor, "unknown key `ratelimit`; did you mean `rate_limit`?"),
+            ("domain", &descriptor, "`domain` does not belong here: it stands at the top of the file"),
+            ("zzz", &["name"], "unknown key `zzz`; the keys here are `name`"),
+        ] {
+            assert_eq!(unknown_key(key, known), message);
+        }
+    }
+}

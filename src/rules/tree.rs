@@ -1,0 +1,288 @@
+//! The compiled rules of a domain, and how a descriptor finds its own.
+//!
+//! A descriptor is matched entry by entry from the top. At each level the order is: the exact value, then wildcards in
+//! the order of the file, then the key without a value. What matched is final: there is no way back up to try another,
+//! a limit further up is not inherited, and a limit applies only to descriptors that end where it stands.
+//!
+//! A level costs one table lookup for the key, one for the value, and one for each *shape* of wildcard (how long the
+//! text before the first `*` and after the last one is), however many rules there are.
+
+use std::hash::Hash;
+use std::sync::Arc;
+
+use hashbrown::{Equivalent, HashMap};
+
+use super::file::Unit;
+use super::problem::Place;
+use super::yaml::Any;
+use crate::bucket::Limit;
+use crate::decision::{Mode, RuleId};
+
+/// One entry of a request's descriptor. Bytes, for that is what a header holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+}
+
+/// All rules of one domain.
+#[derive(Debug, Default)]
+pub struct Domain {
+    pub(super) root: Branch,
+}
+
+/// Rules on one level, by entry key.
+#[derive(Debug, Default)]
+pub(super) struct Branch {
+    pub(super) keys: HashMap<Box<[u8]>, Choices>,
+}
+
+/// Rules with one key, in the order in which they are tried.
+#[derive(Debug, Default)]
+pub(super) struct Choices {
+    pub(super) exact: HashMap<Box<[u8]>, Node>,
+    pub(super) wildcards: Wildcards,
+    pub(super) bare: Option<Node>,
+}
+
+/// What matched an entry.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) source: Source,
+    pub(super) rule: Option<Rule>,
+    pub(super) below: Branch,
+}
+
+/// Where a rule is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file.
+    pub file: Arc<str>,
+    /// Where in it.
+    pub place: Place,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file, self.place)
+    }
+}
+
+/// A rule that has a limit.
+#[derive(Debug)]
+pub struct Rule {
+    /// Its name to the store.
+    pub id: RuleId,
+    /// Its name to people: the domain, and each level's key and value, as in `api.user_id.path_/login*`.
+    pub label: Box<str>,
+    /// Where it is written.
+    pub source: Source,
+    /// What it admits.
+    pub allowance: Allowance,
+    /// `rate_limit.name`; empty without one.
+    pub name: Box<str>,
+    /// What tells its buckets from those of another limit for the same entries: its name, or else its unit.
+    pub limit_id: Box<str>,
+    /// Names of limits that do not apply where this one does.
+    pub replaces: Box<[Box<str>]>,
+    /// What it means to be over.
+    pub mode: Mode,
+    /// For each entry, the pattern that stands in for its value in the bucket's name, where values share a bucket.
+    pub shared: Box<[Option<Box<[u8]>>]>,
+    /// What goes into the response's dynamic metadata.
+    pub metadata: Option<Any>,
+    /// Whether metrics tell its buckets apart by all values.
+    pub detailed_metric: bool,
+}
+
+/// What a limit admits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Allowance {
+    /// Everything.
+    Unlimited,
+    /// So much.
+    Limited {
+        /// As buckets know it.
+        limit: Limit,
+        /// As it is written.
+        requests_per_unit: u32,
+        /// As it is written.
+        unit: Unit,
+    },
+}
+
+/// How an entry was matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Matched {
+    Exact,
+    Wildcard,
+    Bare,
+}
+
+impl Domain {
+    /// The rule whose limit applies to a descriptor, if there is one.
+    #[must_use]
+    pub fn find(&self, entries: &[Entry<'_>]) -> Option<&Rule> {
+        let (last, way) = entries.split_last()?;
+        let mut branch = &self.root;
+        for entry in way {
+            branch = &branch.step(entry)?.1.below;
+        }
+        branch.step(last)?.1.rule.as_ref()
+    }
+
+    /// How many rules have a limit.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.root.nodes().filter(|node| node.rule.is_some()).count()
+    }
+
+    /// Whether no rule has a limit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Branch {
+    /// What one entry matches on this level.
+    pub(super) fn step(&self, entry: &Entry<'_>) -> Option<(Matched, &Node)> {
+        let choices = self.keys.get(entry.key)?;
+        if let Some(node) = choices.exact.get(entry.value) {
+            return Some((Matched::Exact, node));
+        }
+        if let Some(node) = choices.wildcards.find(entry.value) {
+            return Some((Matched::Wildcard, node));
+        }
+        choices.bare.as_ref().map(|node| (Matched::Bare, node))
+    }
+
+    /// All nodes here and below.
+    fn nodes(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
+        let here = self.keys.values().flat_map(|choices| {
+            choices.exact.values().chain(choices.wildcards.iter().map(|(_, node)| node)).chain(&choices.bare)
+        });
+        Box::new(here.flat_map(|node| std::iter::once(node).chain(node.below.nodes())))
+    }
+}
+
+/// A value with `*` in it, each of which stands for any bytes, also none.
+#[derive(Debug)]
+pub(super) struct Pattern {
+    text: Box<[u8]>,
+    /// What stands between the first `*` and the last, without those: must be found in this order.
+    middle: Box<[Box<[u8]>]>,
+}
+
+impl Pattern {
+    /// As it is written.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Whether `between`, a value without the pattern's two ends, has all that is to stand between them.
+    fn matches_between(&self, mut between: &[u8]) -> bool {
+        self.middle.iter().all(|part| match find_bytes(between, part) {
+            Some(start) => {
+                between = between.get(start + part.len()..).unwrap_or_default();
+                true
+            }
+            None => false,
+        })
+    }
+}
+
+fn find_bytes(text: &[u8], part: &[u8]) -> Option<usize> {
+    memchr::memmem::find(text, part)
+}
+
+/// Wildcards of one key, in the order of the file, and a way to those that may match without trying all.
+#[derive(Debug, Default)]
+pub(super) struct Wildcards {
+    patterns: Vec<(Pattern, Node)>,
+    /// Each pattern's place in the order.
+    orders: HashMap<Box<[u8]>, usize>,
+    /// In the order of their first pattern.
+    shapes: Vec<Shape>,
+}
+
+/// Patterns whose ends are equally long.
+#[derive(Debug)]
+struct Shape {
+    prefix: usize,
+    suffix: usize,
+    /// Its first pattern's place in the order.
+    first: usize,
+    /// Places in the order, ascending, by the ends.
+    by_ends: HashMap<(Box<[u8]>, Box<[u8]>), Vec<usize>>,
+}
+
+/// The ends of a value, to look up a shape's patterns with. Hashes like the pair that it is compared to.
+#[derive(Hash)]
+struct Ends<'a>(&'a [u8], &'a [u8]);
+
+impl Equivalent<(Box<[u8]>, Box<[u8]>)> for Ends<'_> {
+    fn equivalent(&self, ends: &(Box<[u8]>, Box<[u8]>)) -> bool {
+        *self.0 == *ends.0 && *self.1 == *ends.1
+    }
+}
+
+impl Wildcards {
+    /// Adds a pattern behind those that are there; or says where the same one is written.
+    pub(super) fn insert(&mut self, text: &str, node: Node) -> Result<(), Source> {
+        let order = self.patterns.len();
+        if let Some((_, twin)) = self.orders.get(text.as_bytes()).and_then(|twin| self.patterns.get(*twin)) {
+            return Err(twin.source.clone());
+        }
+        self.orders.insert(text.as_bytes().into(), order);
+        let mut parts = text.split('*').map(|part| Box::<[u8]>::from(part.as_bytes()));
+        let prefix = parts.next().unwrap_or_default();
+        let mut middle: Vec<_> = parts.collect();
+        let suffix = middle.pop().unwrap_or_default();
+        middle.retain(|part| !part.is_empty());
+
+        let of_shape = |shape: &&mut Shape| shape.prefix == prefix.len() && shape.suffix == suffix.len();
+        if let Some(shape) = self.shapes.iter_mut().find(of_shape) {
+            shape.by_ends.entry((prefix, suffix)).or_default().push(order);
+        } else {
+            let (prefix_len, suffix_len) = (prefix.len(), suffix.len());
+            let by_ends = HashMap::from_iter([((prefix, suffix), vec![order])]);
+            self.shapes.push(Shape { prefix: prefix_len, suffix: suffix_len, first: order, by_ends });
+        }
+        self.patterns.push((Pattern { text: text.as_bytes().into(), middle: middle.into() }, node));
+        Ok(())
+    }
+
+    /// The first pattern of the file that matches.
+    pub(super) fn find(&self, value: &[u8]) -> Option<&Node> {
+        let mut best: Option<(usize, &Node)> = None;
+        for shape in &self.shapes {
+            if best.is_some_and(|(order, _)| order < shape.first) {
+                break;
+            }
+            let Some((rest, suffix)) = value.len().checked_sub(shape.suffix).and_then(|at| value.split_at_checked(at))
+            else {
+                continue;
+            };
+            let Some((prefix, between)) = rest.split_at_checked(shape.prefix) else { continue };
+            let candidates = shape.by_ends.get(&Ends(prefix, suffix)).map_or(&[][..], Vec::as_slice);
+            for order in candidates {
+                if best.is_some_and(|(other, _)| other < *order) {
+                    break;
+                }
+                if let Some((_, node)) = self.patterns.get(*order).filter(|(pattern, _)| pattern.matches_between(between)) {
+                    best = Some((*order, node));
+                    break;
+                }
+            }
+        }
+        best.map(|(_, node)| node)
+    }
+
+    /// Patterns in the order of the file.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(Pattern, Node)> {
+        self.patterns.iter()
+    }
+}
