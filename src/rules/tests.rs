@@ -345,7 +345,7 @@ fn every_mistake_is_told_with_its_place_and_a_way_out() {
             "domain: api\ndescriptors:\n  -\n  - key: b\n".into(),
             vec![
                 "3:4 descriptors[0]: warning: nothing is written here, so it says nothing".into(),
-                "2:1 descriptors[0]: expected a map with `key`, found nothing".into(),
+                "3:3 descriptors[0]: expected a map with `key`, found nothing".into(),
             ],
         ),
     ];
