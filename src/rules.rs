@@ -16,12 +16,14 @@ mod explain;
 mod file;
 mod problem;
 mod tree;
+mod watch;
 mod yaml;
 
 pub use explain::{Explanation, Step};
 pub use file::Unit;
 pub use problem::{Place, Problem, Severity};
 pub use tree::{Allowance, Domain, Entry, Rule, Source};
+pub use watch::Watch;
 pub use yaml::Any;
 
 use compile::Compiler;

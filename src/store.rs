@@ -69,9 +69,20 @@ impl KeyBuilder {
         self.part(pattern);
     }
 
-    /// Ends with the limit's id.
-    pub fn limit(mut self, id: &[u8]) -> BucketKey {
-        self.0.write_u8(2);
+    /// Ends with the id of a rule's limit.
+    #[must_use]
+    pub fn limit(self, id: &[u8]) -> BucketKey {
+        self.end(2, id)
+    }
+
+    /// Ends with the unit of a limit that came with the request.
+    #[must_use]
+    pub fn limit_override(self, unit: &[u8]) -> BucketKey {
+        self.end(3, unit)
+    }
+
+    fn end(mut self, kind: u8, id: &[u8]) -> BucketKey {
+        self.0.write_u8(kind);
         self.part(id);
         BucketKey(self.0.finish128().as_u128())
     }

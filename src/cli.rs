@@ -1,0 +1,190 @@
+//! The command line: `serve`, `check`, `explain` and `hit`.
+//!
+//! Answers go to standard output, messages to standard error. Exit codes: 0; 64 (`EX_USAGE`) for a wrong command line or
+//! wrong rules; 1 for what could not be started or reached.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory as _, Parser};
+
+use crate::app::{self, App};
+use crate::clock::Clock;
+use crate::rules::{self, LoadError, RuleSet, Severity};
+use crate::settings::{self, Settings};
+use crate::telemetry;
+
+mod descriptor;
+mod explain;
+mod hit;
+
+use descriptor::DescriptorArg;
+
+/// A wrong command line or wrong rules, as sysexits.h has it.
+const EX_USAGE: u8 = 64;
+
+/// What could not be started or reached.
+const EX_FAILED: u8 = 1;
+
+/// A rate-limit decision service that speaks Envoy's rate limit protocol
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, arg_required_else_help = true, max_term_width = 100)]
+enum Command {
+    /// Answer rate limit calls until SIGTERM
+    ///
+    /// SIGHUP loads the rules again; rules that are wrong are refused, and those in force stay.
+    Serve(Settings),
+
+    /// Say what a directory of rule files holds, or everything that is wrong with it
+    ///
+    /// Exits with 0 when the rules can be used and with 64 when they cannot.
+    Check {
+        /// Directory of rule files, or a single file
+        #[arg(value_name = "PATH", default_value = "config")]
+        rules: PathBuf,
+    },
+
+    /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
+    Explain {
+        /// Directory of rule files, or a single file
+        #[arg(long, env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
+        rules: PathBuf,
+
+        /// Domain, as the proxy names it
+        #[arg(long)]
+        domain: String,
+
+        /// Descriptors of one request
+        #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
+        descriptors: Vec<DescriptorArg>,
+    },
+
+    /// Ask a running server about one request, and charge it
+    Hit(hit::Hit),
+}
+
+/// Runs the command that `arguments` give, the first of which is the program's own name.
+#[must_use]
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let command = match Command::try_parse_from(arguments) {
+        Ok(command) => command,
+        Err(error) => {
+            // Help and version come this way too.
+            _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match command {
+        Command::Serve(settings) => serve(settings),
+        Command::Check { rules } => check(&rules),
+        Command::Explain { rules, domain, descriptors } => match load(&rules) {
+            Ok(set) => answer(&explain::explain(&set, &domain, &descriptors)),
+            Err(code) => code,
+        },
+        Command::Hit(hit) => match runtime().and_then(|runtime| runtime.block_on(hit.run())) {
+            Ok(text) => answer(&text),
+            Err(error) => fail(EX_FAILED, &error),
+        },
+    }
+}
+
+fn serve(settings: Settings) -> ExitCode {
+    if let Err(error) = telemetry::start(&settings.log) {
+        return fail(EX_USAGE, &error.to_string());
+    }
+    for (name, nearest) in settings::unknown_variables(std::env::vars_os(), &Command::command()) {
+        match nearest {
+            Some(nearest) => tracing::warn!("{name} sets nothing; did you mean {nearest}?"),
+            None => tracing::warn!("{name} sets nothing; `weir serve --help` lists the variables"),
+        }
+    }
+    let served = runtime().map(|runtime| {
+        runtime.block_on(async {
+            let app = App::bind(settings).await?;
+            let stop = termination()?;
+            app.run(stop).await
+        })
+    });
+    match served {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        // The log has every error of the files.
+        Ok(Err(error @ app::Error::Rules(_))) => fail(EX_USAGE, &error.to_string()),
+        Ok(Err(error)) => fail(EX_FAILED, &error.to_string()),
+        Err(error) => fail(EX_FAILED, &error),
+    }
+}
+
+/// Completes on SIGTERM or SIGINT. Listens from now on, so that no signal is missed while the app starts.
+fn termination() -> Result<impl Future<Output = ()> + Send, app::Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|error| app::Error::Start(format!("cannot wait for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn check(path: &std::path::Path) -> ExitCode {
+    let set = match load(path) {
+        Ok(set) => set,
+        Err(code) => return code,
+    };
+    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let mut text = format!("{}: {}\n", path.display(), plural(set.files(), "file"));
+    for (name, domain) in set.domains() {
+        text.push_str(&format!("  domain {name}: {}\n", plural(domain.len(), "limit")));
+    }
+    match set.warnings().len() {
+        0 => text.push_str("ok\n"),
+        warnings => text.push_str(&format!("ok, with {}\n", plural(warnings, "warning"))),
+    }
+    answer(&text)
+}
+
+/// Loads rules, and prints what is wrong or odd about them.
+fn load(path: &std::path::Path) -> Result<RuleSet, ExitCode> {
+    match rules::load(path, Clock::system().now()) {
+        Ok(set) => {
+            set.warnings().iter().for_each(|warning| message(&warning.to_string()));
+            Ok(set)
+        }
+        Err(error) => {
+            if let LoadError::Rejected(problems) = &error {
+                problems.iter().filter(|problem| problem.severity == Severity::Warning).for_each(|warning| message(&warning.to_string()));
+                problems.iter().filter(|problem| problem.severity == Severity::Error).for_each(|error| message(&error.to_string()));
+            }
+            Err(fail(EX_USAGE, &error.to_string()))
+        }
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start threads: {error}"))
+}
+
+/// Longest time that a call may take, if the command line does not say.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn answer(text: &str) -> ExitCode {
+    // Whoever reads may have read enough and gone: no failure of ours.
+    _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn message(text: &str) {
+    _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    message(&format!("weir: {text}"));
+    ExitCode::from(code)
+}

@@ -1,0 +1,140 @@
+//! `weir hit`: asks a running server, and prints its answer.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use prost::Message as _;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use tonic::transport::Endpoint;
+
+use super::CALL_TIMEOUT;
+use super::descriptor::DescriptorArg;
+use crate::proto::{
+    Code, DESCRIPTOR_SET, DescriptorStatus, Entry, RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
+    RateLimitServiceClient, Unit,
+};
+
+/// Ask a running server about one request, and charge it
+#[derive(Debug, clap::Args)]
+pub(super) struct Hit {
+    /// Server to ask, as host:port or URL
+    #[arg(long, env = "WEIR_TARGET", value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    target: String,
+
+    /// Domain, as the proxy names it
+    #[arg(long)]
+    domain: String,
+
+    /// Hits to charge; 0 asks without charging
+    #[arg(long, value_name = "COUNT")]
+    hits: Option<u64>,
+
+    /// Give the hits back instead of charging them
+    #[arg(long)]
+    give_back: bool,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Longest time to wait for the answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Descriptors of the request
+    #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
+    descriptors: Vec<DescriptorArg>,
+}
+
+impl Hit {
+    /// Asks, and returns the answer as text.
+    pub(super) async fn run(self) -> Result<String, String> {
+        let timeout = self.timeout.unwrap_or(CALL_TIMEOUT);
+        let url = if self.target.contains("://") { self.target.clone() } else { format!("http://{}", self.target) };
+        let endpoint = Endpoint::from_shared(url).map_err(|error| format!("--target {}: {error}", self.target))?;
+        let unreachable = |error: &dyn std::error::Error| {
+            let mut reason = error;
+            while let Some(source) = reason.source() {
+                reason = source;
+            }
+            format!("cannot reach {}: {reason}; is weir serving there?", self.target)
+        };
+        let channel = endpoint
+            .connect_timeout(timeout)
+            .timeout(timeout)
+            .connect()
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
+        let response = answer.map_err(|status| format!("{} answers {:?}: {}", self.target, status.code(), status.message()))?;
+        if self.json { json(response.get_ref()) } else { Ok(self.text(response.get_ref())) }
+    }
+
+    fn request(&self) -> RateLimitRequest {
+        let entry = |(key, value): &(Vec<u8>, Vec<u8>)| Entry { key: key.clone().into(), value: value.clone().into() };
+        let descriptor = |descriptor: &DescriptorArg| RateLimitDescriptor {
+            entries: descriptor.entries.iter().map(entry).collect(),
+            hits_addend: self.hits,
+            is_negative_hits: self.give_back,
+            ..RateLimitDescriptor::default()
+        };
+        RateLimitRequest {
+            domain: self.domain.clone(),
+            descriptors: self.descriptors.iter().map(descriptor).collect(),
+            hits_addend: 0,
+        }
+    }
+
+    fn text(&self, response: &RateLimitResponse) -> String {
+        let mut text = format!("{}\n", code(response.overall_code));
+        for (descriptor, status) in self.descriptors.iter().zip(&response.statuses) {
+            // Writing to a String does not fail.
+            _ = writeln!(text, "  {descriptor}: {}", describe(status));
+        }
+        for header in &response.response_headers_to_add {
+            _ = writeln!(text, "  {}: {}", header.key, header.value);
+        }
+        text
+    }
+}
+
+fn code(code: i32) -> &'static str {
+    Code::try_from(code).unwrap_or_default().as_str_name()
+}
+
+fn describe(status: &DescriptorStatus) -> String {
+    let code = code(status.code);
+    let Some(limit) = &status.current_limit else {
+        let unlimited = status.limit_remaining == u32::MAX;
+        return format!("{code}, {}", if unlimited { "unlimited" } else { "no limit applies" });
+    };
+    let unit = match Unit::try_from(limit.unit) {
+        Ok(Unit::Unknown) | Err(_) => "other window".to_owned(),
+        Ok(unit) => unit.as_str_name().to_lowercase(),
+    };
+    let name = if limit.name.is_empty() { String::new() } else { format!(" ({})", limit.name) };
+    let wait = status.duration_until_reset.as_ref().map_or(0, |duration| duration.seconds);
+    let reset = match Code::try_from(status.code) {
+        Ok(Code::OverLimit) => format!("fits in {wait} s"),
+        _ => format!("full in {wait} s"),
+    };
+    format!("{code}, {} per {unit}{name}, {} left, {reset}", limit.requests_per_unit, status.limit_remaining)
+}
+
+/// The message as proto3 JSON, by the published descriptors.
+fn json(response: &RateLimitResponse) -> Result<String, String> {
+    let unexpected = |error: &dyn std::fmt::Display| format!("cannot write the answer as JSON: {error}");
+    let pool = DescriptorPool::decode(DESCRIPTOR_SET).map_err(|error| unexpected(&error))?;
+    let descriptor = pool
+        .get_message_by_name("envoy.service.ratelimit.v3.RateLimitResponse")
+        .ok_or_else(|| unexpected(&"the message is not described"))?;
+    let message = DynamicMessage::decode(descriptor, response.encode_to_vec().as_slice())
+        .map_err(|error| unexpected(&error))?;
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::pretty(&mut json);
+    message
+        .serialize_with_options(&mut serializer, &SerializeOptions::new())
+        .map_err(|error| unexpected(&error))?;
+    json.push(b'\n');
+    String::from_utf8(json).map_err(|error| unexpected(&error))
+}

@@ -1,0 +1,232 @@
+//! Between the protocol's messages and the plain types that everything behind the service works on.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use prost_types::value::Kind;
+use prost_types::{Duration, ListValue, Struct, Value};
+use smallvec::SmallVec;
+use tonic::Status;
+
+use super::LimitSource;
+use crate::bucket::{Hits, Limit, Outcome, Retry};
+use crate::clock::Micros;
+use crate::decision::{Charge, Mode, Verdict};
+use crate::proto;
+use crate::proto::{Code, DescriptorStatus, RateLimit, RateLimitRequest, RateLimitResponse, RateLimitUnit};
+use crate::rules::{Allowance, Any, Entry, Unit};
+
+/// A descriptor that has been looked over.
+pub(super) struct Descriptor<'a> {
+    pub(super) entries: SmallVec<[Entry<'a>; 4]>,
+    pub(super) limit: Option<Override>,
+    pub(super) hits: Hits,
+}
+
+/// A limit that a request brings along, in place of the rules'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Requests per unit; 0 admits nothing.
+    pub requests_per_unit: u32,
+    /// The unit.
+    pub unit: Unit,
+}
+
+impl Override {
+    pub(super) fn limit(&self) -> Limit {
+        match NonZeroU32::new(self.requests_per_unit) {
+            Some(requests) => Limit::new(requests, self.unit.micros()),
+            None => Limit::blocked(self.unit.micros()),
+        }
+    }
+}
+
+/// Looks a request over. Says which part of it cannot be meant.
+pub(super) fn descriptors(
+    request: &RateLimitRequest,
+    max_descriptors: usize,
+) -> Result<SmallVec<[Descriptor<'_>; 4]>, Status> {
+    if request.domain.is_empty() {
+        return Err(Status::invalid_argument("domain: empty; a rate limit filter names the domain of its rules"));
+    }
+    if request.descriptors.is_empty() {
+        return Err(Status::invalid_argument("descriptors: none; a request asks about at least one"));
+    }
+    let count = request.descriptors.len();
+    if count > max_descriptors {
+        let message = format!("descriptors: {count}, and at most {max_descriptors} are taken (--max-descriptors)");
+        return Err(Status::invalid_argument(message));
+    }
+    request.descriptors.iter().enumerate().map(|(index, message)| descriptor(index, message, request)).collect()
+}
+
+fn descriptor<'a>(
+    index: usize,
+    message: &'a proto::RateLimitDescriptor,
+    request: &RateLimitRequest,
+) -> Result<Descriptor<'a>, Status> {
+    if let Some(empty) = message.entries.iter().position(|entry| entry.key.is_empty()) {
+        return Err(Status::invalid_argument(format!("descriptors[{index}].entries[{empty}].key: empty")));
+    }
+    let limit = match &message.limit {
+        None => None,
+        Some(limit) => {
+            let Some(unit) = override_unit(limit.unit) else {
+                let message = format!("descriptors[{index}].limit.unit: {} is no unit", limit.unit);
+                return Err(Status::invalid_argument(message));
+            };
+            Some(Override { requests_per_unit: limit.requests_per_unit, unit })
+        }
+    };
+    // A descriptor's own count wins, and its 0 is a question; a request's 0 is the same as none, which is 1.
+    let count = message.hits_addend.unwrap_or_else(|| u64::from(request.hits_addend.max(1)));
+    let hits = match count {
+        count if message.is_negative_hits => Hits::GiveBack(count),
+        0 => Hits::Peek,
+        count => Hits::Take(count),
+    };
+    let entries = message.entries.iter().map(|entry| Entry { key: &entry.key, value: &entry.value }).collect();
+    Ok(Descriptor { entries, limit, hits })
+}
+
+fn override_unit(unit: i32) -> Option<Unit> {
+    match RateLimitUnit::try_from(unit).ok()? {
+        RateLimitUnit::Unknown => None,
+        RateLimitUnit::Second => Some(Unit::Second),
+        RateLimitUnit::Minute => Some(Unit::Minute),
+        RateLimitUnit::Hour => Some(Unit::Hour),
+        RateLimitUnit::Day => Some(Unit::Day),
+        RateLimitUnit::Month => Some(Unit::Month),
+        RateLimitUnit::Year => Some(Unit::Year),
+    }
+}
+
+/// The limit as a status shows it. A window that the API has no unit for is `UNKNOWN`.
+pub(super) fn current_limit(source: LimitSource<'_>) -> RateLimit {
+    let (name, requests_per_unit, unit) = match source {
+        LimitSource::Rule(rule) => match rule.allowance {
+            Allowance::Limited { requests_per_unit, unit, .. } => (rule.name.to_string(), requests_per_unit, unit),
+            Allowance::Unlimited => return RateLimit::default(),
+        },
+        LimitSource::Request(limit) => (String::new(), limit.requests_per_unit, limit.unit),
+    };
+    let unit = match unit {
+        Unit::Second => proto::Unit::Second,
+        Unit::Minute => proto::Unit::Minute,
+        Unit::Hour => proto::Unit::Hour,
+        Unit::Day => proto::Unit::Day,
+        Unit::Week => proto::Unit::Week,
+        Unit::Month => proto::Unit::Month,
+        Unit::Year => proto::Unit::Year,
+        Unit::Other(_) => proto::Unit::Unknown,
+    };
+    RateLimit { name, requests_per_unit, unit: unit.into() }
+}
+
+/// The answer to a domain that has no rules.
+pub(super) fn nothing_applies(descriptors: usize) -> RateLimitResponse {
+    RateLimitResponse {
+        overall_code: Code::Ok.into(),
+        statuses: vec![no_limit(); descriptors],
+        ..RateLimitResponse::default()
+    }
+}
+
+/// The status of a descriptor that meets no limit.
+pub(super) fn no_limit() -> DescriptorStatus {
+    DescriptorStatus { code: Code::Ok.into(), ..DescriptorStatus::default() }
+}
+
+/// The status of a descriptor whose limit admits everything.
+pub(super) fn unlimited() -> DescriptorStatus {
+    DescriptorStatus { limit_remaining: u32::MAX, ..no_limit() }
+}
+
+/// The status of a descriptor that was charged, or asked to be.
+pub(super) fn status(charge: &Charge, verdict: &Verdict, limit: RateLimit) -> DescriptorStatus {
+    let (over, reset) = match verdict.outcome {
+        Outcome::Fits => (false, verdict.full_in),
+        Outcome::Over(Retry::In(wait)) => (true, wait),
+        Outcome::Over(Retry::Never) => (true, charge.limit.window()),
+    };
+    let shadowed = charge.mode == Mode::Shadow;
+    let code = if over && !shadowed { Code::OverLimit } else { Code::Ok };
+    DescriptorStatus {
+        code: code.into(),
+        current_limit: Some(limit),
+        limit_remaining: if over && shadowed { 0 } else { verdict.remaining },
+        duration_until_reset: Some(Duration { seconds: seconds(reset), nanos: 0 }),
+        quota: None,
+    }
+}
+
+/// Whole seconds, rounded up.
+pub(super) fn seconds(micros: Micros) -> i64 {
+    i64::try_from(micros.div_ceil(1_000_000)).unwrap_or(i64::MAX)
+}
+
+/// What the reference says in dynamic metadata: the request, and the metadata of the rules that it passed.
+pub(super) fn dynamic_metadata<'a>(request: &RateLimitRequest, passed: impl Iterator<Item = &'a Any>) -> Struct {
+    let descriptors = request.descriptors.iter().map(|descriptor| {
+        let text = |entry: &proto::Entry| {
+            format!("{}={}", String::from_utf8_lossy(&entry.key), String::from_utf8_lossy(&entry.value))
+        };
+        let entries = descriptor.entries.iter().map(|entry| value(Kind::StringValue(text(entry)))).collect();
+        let mut fields = BTreeMap::from([("entries".into(), value(Kind::ListValue(ListValue { values: entries })))]);
+        if let Some(hits) = descriptor.hits_addend {
+            fields.insert("hitsAddend".into(), number(hits));
+        }
+        value(Kind::StructValue(Struct { fields }))
+    });
+    let mut fields = BTreeMap::from([
+        ("domain".into(), value(Kind::StringValue(request.domain.clone()))),
+        ("descriptors".into(), value(Kind::ListValue(ListValue { values: descriptors.collect() }))),
+    ]);
+    if request.hits_addend != 0 {
+        fields.insert("hitsAddend".into(), number(request.hits_addend.into()));
+    }
+    let mut merged = BTreeMap::new();
+    for metadata in passed {
+        if let Any::Map(map) = metadata {
+            merge(&mut merged, map);
+        }
+    }
+    if !merged.is_empty() {
+        fields.insert("metadata".into(), from_any(&Any::Map(merged)));
+    }
+    Struct { fields }
+}
+
+/// Adds what is not there yet; maps are merged into maps.
+fn merge(into: &mut BTreeMap<String, Any>, from: &BTreeMap<String, Any>) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (None, _) => _ = into.insert(key.clone(), value.clone()),
+            (Some(Any::Map(into)), Any::Map(from)) => merge(into, from),
+            (Some(_), _) => {}
+        }
+    }
+}
+
+fn from_any(any: &Any) -> Value {
+    value(match any {
+        Any::Null => Kind::NullValue(0),
+        Any::Bool(value) => Kind::BoolValue(*value),
+        Any::Number(number) => Kind::NumberValue(*number),
+        Any::Text(text) => Kind::StringValue(text.clone()),
+        Any::List(list) => Kind::ListValue(ListValue { values: list.iter().map(from_any).collect() }),
+        Any::Map(map) => {
+            let fields = map.iter().map(|(key, value)| (key.clone(), from_any(value))).collect();
+            Kind::StructValue(Struct { fields })
+        }
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a Struct knows no other numbers than doubles")]
+fn number(count: u64) -> Value {
+    value(Kind::NumberValue(count as f64))
+}
+
+fn value(kind: Kind) -> Value {
+    Value { kind: Some(kind) }
+}

@@ -1,0 +1,83 @@
+//! What can be set of a serving process: flags, and a `WEIR_` variable for each.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+
+/// Settings of `weir serve`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    /// Directory of rule files: every *.yaml and *.yml below it; or a single file
+    #[arg(long, env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
+    pub rules: PathBuf,
+
+    /// Address on which to answer gRPC; port 0 takes any free one
+    #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081")]
+    pub grpc: SocketAddr,
+
+    /// Buckets kept in memory, about 100 bytes each
+    ///
+    /// At this number, buckets are forgotten that are full or soonest full again. Those of callers who are being
+    /// limited are kept; when there are no others, new callers of a rule share one bucket.
+    #[arg(long, env = "WEIR_MAX_BUCKETS", value_name = "COUNT", default_value = "1000000")]
+    pub max_buckets: NonZeroUsize,
+
+    /// Largest request taken, in bytes
+    #[arg(long, env = "WEIR_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304")]
+    pub max_message_bytes: NonZeroUsize,
+
+    /// Descriptors that one request may have
+    #[arg(long, env = "WEIR_MAX_DESCRIPTORS", value_name = "COUNT", default_value = "64")]
+    pub max_descriptors: NonZeroUsize,
+
+    /// Count every limit and enforce none, to try rules out
+    #[arg(long, env = "WEIR_SHADOW_MODE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub shadow_mode: bool,
+
+    /// Take every limit as a quota: deny a request only when all of its limits are over
+    #[arg(long, env = "WEIR_QUOTA_MODE", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub quota_mode: bool,
+
+    /// Put the request and the metadata of the rules it passed into each response's dynamic metadata
+    #[arg(long, env = "WEIR_DYNAMIC_METADATA", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub dynamic_metadata: bool,
+
+    /// Longest time to finish calls in after SIGTERM
+    #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// What to log: error, warn, info, debug or trace, also by module as in `info,weir::rules=debug`
+    #[arg(long, env = "WEIR_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+/// Variables of the environment that begin with `WEIR_` and set nothing, each with the nearest one that does.
+#[must_use]
+pub fn unknown_variables(
+    environment: impl Iterator<Item = (OsString, OsString)>,
+    command: &clap::Command,
+) -> Vec<(String, Option<String>)> {
+    let known: Vec<String> = command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|argument| argument.get_env())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    let names = environment.map(|(name, _)| name.to_string_lossy().into_owned());
+    let unknown = names.filter(|name| name.starts_with("WEIR_") && !known.contains(name));
+    unknown
+        .map(|name| {
+            let distances = known.iter().map(|known| (strsim::damerau_levenshtein(known, &name), known));
+            let nearest = distances.min().filter(|(distance, _)| *distance <= 4).map(|(_, known)| known.clone());
+            (name, nearest)
+        })
+        .collect()
+}
