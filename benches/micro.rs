@@ -1,1 +1,211 @@
-fn main(){}
+//! What a decision is made of, piece by piece: `make bench`, or `cargo bench -- lookup` for one of them.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "a bench"
+)]
+
+use std::hint::black_box;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use weir::bucket::{Bucket, Hits, Limit};
+use weir::clock::Clock;
+use weir::decision::{BucketKey, Charge, Mode, RuleId};
+use weir::limiter::Limiter;
+use weir::proto::{self, RateLimitDescriptor, RateLimitRequest};
+use weir::rules::{Entry, RuleSet};
+use weir::service::{Options, Service};
+use weir::store::{KeySeed, LocalStore};
+
+const NOW: u64 = 1_790_000_000_000_000;
+const MINUTE: u64 = 60_000_000;
+
+fn rules(text: &str) -> RuleSet {
+    RuleSet::from_texts([("bench.yaml", text)], NOW).expect("good rules")
+}
+
+/// `count` rules of one level, each with its own value; with `wildcard`, each a pattern.
+fn flat_rules(count: usize, wildcard: &str) -> String {
+    let mut text = "domain: api\ndescriptors:\n".to_owned();
+    for n in 0..count {
+        text.push_str(&format!(
+            "  - {{ key: k, value: 'v{n}{wildcard}', rate_limit: {{ unit: minute, requests_per_unit: 60 }} }}\n"
+        ));
+    }
+    text
+}
+
+fn lookup(c: &mut Criterion) {
+    let mut group = c.benchmark_group("lookup");
+    for count in [1, 1_000, 100_000] {
+        let value = format!("v{}", count / 2);
+        let exact = rules(&flat_rules(count, ""));
+        let entry = [Entry { key: b"k", value: value.as_bytes() }];
+        group.bench_function(BenchmarkId::new("exact", count), |b| {
+            let domain = exact.domain("api").unwrap();
+            b.iter(|| domain.find(black_box(&entry)).is_some());
+        });
+        let wildcards = rules(&flat_rules(count, "/*"));
+        let value = format!("v{}/x", count / 2);
+        let entry = [Entry { key: b"k", value: value.as_bytes() }];
+        group.bench_function(BenchmarkId::new("wildcard", count), |b| {
+            let domain = wildcards.domain("api").unwrap();
+            b.iter(|| domain.find(black_box(&entry)).is_some());
+        });
+    }
+    for depth in [1, 3, 6] {
+        let mut text = String::new();
+        for level in (0..depth).rev() {
+            let limit =
+                if level == depth - 1 { ", rate_limit: { unit: minute, requests_per_unit: 60 }" } else { "" };
+            let below = if text.is_empty() { String::new() } else { format!(", descriptors: [{text}]") };
+            text = format!("{{ key: k{level}{limit}{below} }}");
+        }
+        let set = rules(&format!("domain: api\ndescriptors: [{text}]\n"));
+        let keys: Vec<String> = (0..depth).map(|level| format!("k{level}")).collect();
+        let entries: Vec<Entry<'_>> =
+            keys.iter().map(|key| Entry { key: key.as_bytes(), value: b"value" }).collect();
+        group.bench_function(BenchmarkId::new("depth", depth), |b| {
+            let domain = set.domain("api").unwrap();
+            b.iter(|| domain.find(black_box(&entries)).is_some());
+        });
+    }
+    group.finish();
+}
+
+fn load(c: &mut Criterion) {
+    let mut group = c.benchmark_group("load");
+    group.sample_size(10);
+    let text = flat_rules(100_000, "");
+    group.bench_function("100000 rules", |b| b.iter_with_large_drop(|| rules(black_box(&text))));
+    group.finish();
+}
+
+fn limit() -> Limit {
+    Limit::new(NonZeroU32::new(1_000_000_000).unwrap(), NonZeroU64::new(MINUTE).unwrap())
+}
+
+fn bucket(c: &mut Criterion) {
+    let limit = limit();
+    c.bench_function("bucket/take", |b| {
+        let (mut bucket, mut now) = (Bucket::FULL, NOW);
+        b.iter(|| {
+            now += 1;
+            bucket.take(black_box(&limit), Hits::Take(1), now)
+        });
+    });
+    c.bench_function("bucket/deny and promise", |b| {
+        let limit = Limit::new(NonZeroU32::new(7).unwrap(), NonZeroU64::new(MINUTE).unwrap());
+        let mut bucket = Bucket::FULL;
+        _ = bucket.take(&limit, Hits::Take(7), NOW);
+        b.iter(|| bucket.take(black_box(&limit), Hits::Take(3), NOW + 1));
+    });
+}
+
+fn charge(n: u64) -> Charge {
+    // Spread as a hash would.
+    let key = u128::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    Charge {
+        bucket: BucketKey(key),
+        rule: RuleId(1),
+        limit: limit(),
+        hits: Hits::Take(1),
+        mode: Mode::Enforced,
+    }
+}
+
+fn store(c: &mut Criterion) {
+    let mut group = c.benchmark_group("store");
+    let store = || LocalStore::new(NonZeroUsize::new(1_000_000).unwrap(), Clock::system());
+    for keys in [1_u64, 100_000] {
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(BenchmarkId::new("one charge, keys", keys), |b| {
+            let (store, mut n) = (store(), 0);
+            b.iter(|| {
+                n += 1;
+                store.decide(&[charge(n % keys)])
+            });
+        });
+    }
+    for charges in [3_u64, 10] {
+        group.throughput(Throughput::Elements(charges));
+        group.bench_function(BenchmarkId::new("one request, charges", charges), |b| {
+            let (store, mut n) = (store(), 0);
+            b.iter(|| {
+                n += charges;
+                let request: Vec<Charge> = (n..n + charges).map(|n| charge(n % 100_000)).collect();
+                store.decide(&request)
+            });
+        });
+    }
+    for threads in [1_u64, 2, 4, 16] {
+        const EACH: u64 = 20_000;
+        group.throughput(Throughput::Elements(threads * EACH));
+        for keys in [1, 100_000] {
+            group.bench_function(BenchmarkId::new(format!("threads {threads}, keys"), keys), |b| {
+                b.iter_batched_ref(
+                    store,
+                    |store| {
+                        let store = &*store;
+                        std::thread::scope(|scope| {
+                            for thread in 0..threads {
+                                scope.spawn(move || {
+                                    for n in 0..EACH {
+                                        black_box(store.decide(&[charge((n * (thread + 1)) % keys)]));
+                                    }
+                                });
+                            }
+                        });
+                    },
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("flood of new keys at a cap of 100000", |b| {
+        let store = LocalStore::new(NonZeroUsize::new(100_000).unwrap(), Clock::system());
+        let slow = Limit::new(NonZeroU32::new(1_000).unwrap(), NonZeroU64::new(60 * MINUTE).unwrap());
+        let mut n = 0;
+        b.iter(|| {
+            n += 1;
+            store.decide(&[Charge { limit: slow, ..charge(n) }])
+        });
+    });
+    group.finish();
+}
+
+/// From a decoded request to its response: everything but the wire.
+fn service(c: &mut Criterion) {
+    let rules = rules(
+        "domain: api\ndescriptors:\n  - { key: user, rate_limit: { unit: minute, requests_per_unit: 1000000000 } }\n",
+    );
+    let store = LocalStore::new(NonZeroUsize::new(1_000_000).unwrap(), Clock::system());
+    let service = Service::new(
+        Arc::new(ArcSwapOption::from_pointee(rules)),
+        Arc::new(Limiter::new(store, KeySeed::random().unwrap())),
+        Options { max_descriptors: 64, shadow_mode: false, quota_mode: false, dynamic_metadata: false },
+    );
+    for descriptors in [1, 3, 10] {
+        let descriptor = |n: usize| RateLimitDescriptor {
+            entries: vec![proto::Entry { key: "user".into(), value: format!("user-{n}").into() }],
+            ..RateLimitDescriptor::default()
+        };
+        let request = RateLimitRequest {
+            domain: "api".into(),
+            descriptors: (0..descriptors).map(descriptor).collect(),
+            hits_addend: 0,
+        };
+        c.bench_function(&format!("service/descriptors {descriptors}"), |b| {
+            b.iter(|| service.answer(black_box(&request)));
+        });
+    }
+}
+
+criterion_group!(benches, lookup, load, bucket, store, service);
+criterion_main!(benches);

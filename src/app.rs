@@ -99,7 +99,8 @@ impl App {
                 .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let start_error = |error: tonic_reflection::server::Error| Error::Start(format!("reflection: {error}"));
+        let start_error =
+            |error: tonic_reflection::server::Error| Error::Start(format!("reflection: {error}"));
         let service = Service::new(
             watch.current(),
             limiter,

@@ -179,7 +179,11 @@ impl Bucket {
 
     /// Whole tokens left.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the burst, a u32")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0 and the burst, a u32"
+    )]
     pub fn remaining(&self, limit: &Limit, now: Micros) -> u32 {
         (limit.burst - self.used_at(limit, now)).max(0.0) as u32
     }
@@ -273,7 +277,11 @@ fn tokens(count: u64) -> f64 {
 
 /// A length of time rounded up to whole microseconds; what is too long for a `u64` is `u64::MAX`.
 #[inline]
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is what is wanted")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, which is what is wanted"
+)]
 fn micros(length: f64) -> Micros {
     length.ceil() as Micros
 }

@@ -120,7 +120,8 @@ fn serve(settings: Settings) -> ExitCode {
 /// Completes on SIGTERM or SIGINT. Listens from now on, so that no signal is missed while the app starts.
 fn termination() -> Result<impl Future<Output = ()> + Send, app::Error> {
     use tokio::signal::unix::{SignalKind, signal};
-    let listen = |kind| signal(kind).map_err(|error| app::Error::Start(format!("cannot wait for signals: {error}")));
+    let listen =
+        |kind| signal(kind).map_err(|error| app::Error::Start(format!("cannot wait for signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {
@@ -156,8 +157,14 @@ fn load(path: &std::path::Path) -> Result<RuleSet, ExitCode> {
         }
         Err(error) => {
             if let LoadError::Rejected(problems) = &error {
-                problems.iter().filter(|problem| problem.severity == Severity::Warning).for_each(|warning| message(&warning.to_string()));
-                problems.iter().filter(|problem| problem.severity == Severity::Error).for_each(|error| message(&error.to_string()));
+                problems
+                    .iter()
+                    .filter(|problem| problem.severity == Severity::Warning)
+                    .for_each(|warning| message(&warning.to_string()));
+                problems
+                    .iter()
+                    .filter(|problem| problem.severity == Severity::Error)
+                    .for_each(|error| message(&error.to_string()));
             }
             Err(fail(EX_USAGE, &error.to_string()))
         }

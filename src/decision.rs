@@ -116,7 +116,11 @@ pub fn decide_one(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Decision
 
 fn verdict(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Verdict {
     let outcome = bucket.take(&charge.limit, charge.hits, now);
-    Verdict { outcome, remaining: bucket.remaining(&charge.limit, now), full_in: bucket.full_in(&charge.limit, now) }
+    Verdict {
+        outcome,
+        remaining: bucket.remaining(&charge.limit, now),
+        full_in: bucket.full_in(&charge.limit, now),
+    }
 }
 
 /// One enforced limit over is enough; of quotas it takes all.
@@ -226,7 +230,10 @@ mod tests {
     fn a_quota_that_is_over_does_not_deny_beside_an_enforced_limit_with_room_unless_it_stands_alone() {
         let charges = [charge(Mode::Enforced, Hits::Take(1)), charge(Mode::Quota, Hits::Take(1))];
         let mut buckets = [with_used(0), with_used(10)];
-        assert!(decide(&charges, &[0, 1], &mut buckets, NOW).denied, "all of the quotas, which is one, are over");
+        assert!(
+            decide(&charges, &[0, 1], &mut buckets, NOW).denied,
+            "all of the quotas, which is one, are over"
+        );
         assert_eq!(left(&buckets), [10, 0]);
     }
 

@@ -146,7 +146,9 @@ impl Domain {
         descriptors: impl Iterator<Item = Option<&'e [Entry<'e>]>>,
     ) -> SmallVec<[Applies<'_>; 4]> {
         let mut applies: SmallVec<[Applies<'_>; 4]> = descriptors
-            .map(|entries| entries.and_then(|entries| self.find(entries)).map_or(Applies::Nothing, Applies::Rule))
+            .map(|entries| {
+                entries.and_then(|entries| self.find(entries)).map_or(Applies::Nothing, Applies::Rule)
+            })
             .collect();
         let replacing: SmallVec<[&Rule; 4]> = applies
             .iter()
@@ -234,7 +236,8 @@ fn list(directory: &FilePath, depth: usize, found: &mut Vec<Found>) {
 fn read_file(path: &FilePath, compiler: &mut Compiler) {
     let bytes = match std::fs::metadata(path) {
         Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
-            let reason = format!("{} bytes long, and {MAX_FILE_BYTES} at most are read: split it up", metadata.len());
+            let reason =
+                format!("{} bytes long, and {MAX_FILE_BYTES} at most are read: split it up", metadata.len());
             return compiler.unreadable(name(path), Place::START, reason);
         }
         Ok(_) => std::fs::read(path),
@@ -245,7 +248,12 @@ fn read_file(path: &FilePath, compiler: &mut Compiler) {
         Ok(Err(error)) => {
             let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
             let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
-            let column = good.iter().rev().take_while(|byte| **byte != b'\n').filter(|byte| **byte & 0xC0 != 0x80).count();
+            let column = good
+                .iter()
+                .rev()
+                .take_while(|byte| **byte != b'\n')
+                .filter(|byte| **byte & 0xC0 != 0x80)
+                .count();
             compiler.unreadable(name(path), Place::new(line, column), "not UTF-8 from here on");
         }
         Err(error) => compiler.unreadable(name(path), Place::START, format!("cannot be read: {error}")),

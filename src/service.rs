@@ -122,7 +122,13 @@ impl Service {
         }
     }
 
-    fn rule_charge(&self, domain: &str, descriptor: &convert::Descriptor<'_>, rule: &Rule, limit: Limit) -> Charge {
+    fn rule_charge(
+        &self,
+        domain: &str,
+        descriptor: &convert::Descriptor<'_>,
+        rule: &Rule,
+        limit: Limit,
+    ) -> Charge {
         let mut key = self.limiter.keys().key(domain);
         for (Entry { key: name, value }, shared) in descriptor.entries.iter().zip(&rule.shared) {
             match shared {
@@ -140,7 +146,12 @@ impl Service {
     }
 
     /// A limit that a request brings has buckets of its own, one for each unit: it may change with every request.
-    fn override_charge(&self, domain: &str, descriptor: &convert::Descriptor<'_>, limit: &Override) -> Charge {
+    fn override_charge(
+        &self,
+        domain: &str,
+        descriptor: &convert::Descriptor<'_>,
+        limit: &Override,
+    ) -> Charge {
         let unit = limit.unit.to_string();
         let mut key = self.limiter.keys().key(domain);
         for Entry { key: name, value } in &descriptor.entries {
@@ -168,8 +179,11 @@ impl Service {
             .map(|asked| match asked {
                 Asked::Nothing => convert::no_limit(),
                 Asked::Unlimited => convert::unlimited(),
-                Asked::Charge { index, source } => match (charges.get(*index), decision.verdicts.get(*index)) {
-                    (Some(charge), Some(verdict)) => convert::status(charge, verdict, convert::current_limit(*source)),
+                Asked::Charge { index, source } => match (charges.get(*index), decision.verdicts.get(*index))
+                {
+                    (Some(charge), Some(verdict)) => {
+                        convert::status(charge, verdict, convert::current_limit(*source))
+                    }
                     _ => convert::no_limit(),
                 },
             })

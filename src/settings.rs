@@ -76,7 +76,8 @@ pub fn unknown_variables(
     unknown
         .map(|name| {
             let distances = known.iter().map(|known| (strsim::damerau_levenshtein(known, &name), known));
-            let nearest = distances.min().filter(|(distance, _)| *distance <= 4).map(|(_, known)| known.clone());
+            let nearest =
+                distances.min().filter(|(distance, _)| *distance <= 4).map(|(_, known)| known.clone());
             (name, nearest)
         })
         .collect()

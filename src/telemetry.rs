@@ -19,7 +19,10 @@ pub struct BadFilter {
 pub fn start(filter: &str) -> Result<(), BadFilter> {
     let bad = |reason: String| BadFilter { filter: filter.to_owned(), reason };
     let filter = EnvFilter::builder().parse(filter).map_err(|error| bad(error.to_string()))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(stderr().is_terminal()).with_writer(stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr);
     // An error means that somebody has started logging before.
     _ = logs.try_init();
     Ok(())

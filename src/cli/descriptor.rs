@@ -103,7 +103,10 @@ mod tests {
         assert_eq!(parse("a=b").unwrap(), [pair("a", b"b")]);
         assert_eq!(parse("a=b,c=").unwrap(), [pair("a", b"b"), pair("c", b"")]);
         assert_eq!(parse("path=/x?y=z").unwrap(), [pair("path", b"/x?y=z")]);
-        assert_eq!(parse(r"a\=b=c\,d\\\xff,ü=é").unwrap(), [pair("a=b", b"c,d\\\xff"), pair("ü", "é".as_bytes())]);
+        assert_eq!(
+            parse(r"a\=b=c\,d\\\xff,ü=é").unwrap(),
+            [pair("a=b", b"c,d\\\xff"), pair("ü", "é".as_bytes())]
+        );
     }
 
     #[test]

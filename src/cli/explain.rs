@@ -49,7 +49,9 @@ fn write_one(
     }
     match applies {
         Applies::Nothing => {}
-        Applies::Replaced(rule) => writeln!(text, "  no limit: another descriptor's limit replaces `{}`", rule.name)?,
+        Applies::Replaced(rule) => {
+            writeln!(text, "  no limit: another descriptor's limit replaces `{}`", rule.name)?
+        }
         Applies::Rule(rule) => write_rule(text, name, entries, rule)?,
     }
     Ok(())

@@ -50,8 +50,10 @@ impl Hit {
     /// Asks, and returns the answer as text.
     pub(super) async fn run(self) -> Result<String, String> {
         let timeout = self.timeout.unwrap_or(CALL_TIMEOUT);
-        let url = if self.target.contains("://") { self.target.clone() } else { format!("http://{}", self.target) };
-        let endpoint = Endpoint::from_shared(url).map_err(|error| format!("--target {}: {error}", self.target))?;
+        let url =
+            if self.target.contains("://") { self.target.clone() } else { format!("http://{}", self.target) };
+        let endpoint =
+            Endpoint::from_shared(url).map_err(|error| format!("--target {}: {error}", self.target))?;
         let unreachable = |error: &dyn std::error::Error| {
             let mut reason = error;
             while let Some(source) = reason.source() {
@@ -66,12 +68,16 @@ impl Hit {
             .await
             .map_err(|error| unreachable(&error))?;
         let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
-        let response = answer.map_err(|status| format!("{} answers {:?}: {}", self.target, status.code(), status.message()))?;
+        let response = answer
+            .map_err(|status| format!("{} answers {:?}: {}", self.target, status.code(), status.message()))?;
         if self.json { json(response.get_ref()) } else { Ok(self.text(response.get_ref())) }
     }
 
     fn request(&self) -> RateLimitRequest {
-        let entry = |(key, value): &(Vec<u8>, Vec<u8>)| Entry { key: key.clone().into(), value: value.clone().into() };
+        let entry = |(key, value): &(Vec<u8>, Vec<u8>)| Entry {
+            key: key.clone().into(),
+            value: value.clone().into(),
+        };
         let descriptor = |descriptor: &DescriptorArg| RateLimitDescriptor {
             entries: descriptor.entries.iter().map(entry).collect(),
             hits_addend: self.hits,

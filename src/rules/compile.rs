@@ -63,8 +63,12 @@ impl Compiler {
     fn file(&mut self, file: &File, problems: &Problems) {
         let path = Path::Key(&Path::Root, "domain");
         match &file.domain {
-            Field::Absent => problems.error(Place::START, &path, "missing: a file says which domain its rules are for"),
-            Field::Given(place, domain) if domain.is_empty() => problems.error(*place, &path, "the domain is empty"),
+            Field::Absent => {
+                problems.error(Place::START, &path, "missing: a file says which domain its rules are for")
+            }
+            Field::Given(place, domain) if domain.is_empty() => {
+                problems.error(*place, &path, "the domain is empty")
+            }
             Field::Given(..) | Field::Broken => {}
         }
         // A file without a good domain is not used; its rules are looked at all the same.
@@ -116,8 +120,12 @@ impl<'f> Scope<'f> {
     ) {
         let at = Path::Key(path, "key");
         match &descriptor.key {
-            Field::Absent => self.problems.error(place, &at, "missing: a descriptor says which entry it is about"),
-            Field::Given(place, key) if key.is_empty() => self.problems.error(*place, &at, "the key is empty"),
+            Field::Absent => {
+                self.problems.error(place, &at, "missing: a descriptor says which entry it is about")
+            }
+            Field::Given(place, key) if key.is_empty() => {
+                self.problems.error(*place, &at, "the key is empty")
+            }
             Field::Given(place, key) if key.contains('*') => {
                 self.problems.error(*place, &at, "a key has no wildcards: put the `*` into `value`");
             }
@@ -163,8 +171,10 @@ impl<'f> Scope<'f> {
             },
         };
         if let Some(twin) = twin {
-            let what = value.map_or(format!("key `{key}`"), |value| format!("key `{key}` with value `{value}`"));
-            let message = format!("{what} stands here twice: the other one is at {twin}. Put their rules together");
+            let what =
+                value.map_or(format!("key `{key}`"), |value| format!("key `{key}` with value `{value}`"));
+            let message =
+                format!("{what} stands here twice: the other one is at {twin}. Put their rules together");
             self.problems.error(place, path, message);
         }
     }
@@ -174,7 +184,13 @@ impl<'f> Scope<'f> {
     }
 
     /// The rule of a descriptor, if it has a limit, and one that makes sense.
-    fn rule(&self, place: Place, descriptor: &Descriptor, path: &Path<'_>, trail: &Trail<'_>) -> Option<Rule> {
+    fn rule(
+        &self,
+        place: Place,
+        descriptor: &Descriptor,
+        path: &Path<'_>,
+        trail: &Trail<'_>,
+    ) -> Option<Rule> {
         if let Some(metadata) = descriptor.metadata.get()
             && !matches!(metadata, Any::Map(_))
         {
@@ -182,9 +198,15 @@ impl<'f> Scope<'f> {
             self.problems.error(place, &Path::Key(path, "metadata"), "expected a map");
         }
         if descriptor.rate_limit.is_absent() {
-            for (field, key) in [(&descriptor.shadow_mode, "shadow_mode"), (&descriptor.quota_mode, "quota_mode")] {
+            for (field, key) in
+                [(&descriptor.shadow_mode, "shadow_mode"), (&descriptor.quota_mode, "quota_mode")]
+            {
                 if let Field::Given(place, true) = field {
-                    self.problems.warning(*place, &Path::Key(path, key), "says nothing without a `rate_limit` beside it");
+                    self.problems.warning(
+                        *place,
+                        &Path::Key(path, key),
+                        "says nothing without a `rate_limit` beside it",
+                    );
                 }
             }
             return None;
@@ -207,7 +229,8 @@ impl<'f> Scope<'f> {
             (false, true) => Mode::Quota,
             (false, false) => Mode::Enforced,
         };
-        let shared = |level: &Level<'_>| level.value.filter(|_| level.shared).map(|value| value.as_bytes().into());
+        let shared =
+            |level: &Level<'_>| level.value.filter(|_| level.shared).map(|value| value.as_bytes().into());
         Some(Rule {
             id: rule_id(self.domain, trail, &limit_id),
             label: label(self.domain, trail),
@@ -229,7 +252,9 @@ impl<'f> Scope<'f> {
                 let message = "what is unlimited has no unit: remove `unit`, or `unlimited`";
                 self.problems.error(place, &Path::Key(path, "unit"), message);
             }
-            for (field, key) in [(&rate_limit.requests_per_unit, "requests_per_unit"), (&rate_limit.burst, "burst")] {
+            for (field, key) in
+                [(&rate_limit.requests_per_unit, "requests_per_unit"), (&rate_limit.burst, "burst")]
+            {
                 if let Some(place) = field.place() {
                     self.problems.warning(place, &Path::Key(path, key), "says nothing beside `unlimited`");
                 }
@@ -259,14 +284,23 @@ impl<'f> Scope<'f> {
         Some(Allowance::Limited { limit: limit.since(self.since), requests_per_unit, unit })
     }
 
-    fn burst(&self, rate_limit: &RateLimit, requests_per_unit: Option<u32>, path: &Path<'_>) -> Option<NonZeroU32> {
+    fn burst(
+        &self,
+        rate_limit: &RateLimit,
+        requests_per_unit: Option<u32>,
+        path: &Path<'_>,
+    ) -> Option<NonZeroU32> {
         let Field::Given(place, burst) = &rate_limit.burst else { return None };
         let path = Path::Key(path, "burst");
         if *burst == 0 {
             let message = "a burst is at least 1; to admit nothing, write `requests_per_unit: 0`";
             self.problems.error(*place, &path, message);
         } else if requests_per_unit == Some(0) {
-            self.problems.error(*place, &path, "`requests_per_unit: 0` admits nothing, so there is no burst: remove it");
+            self.problems.error(
+                *place,
+                &path,
+                "`requests_per_unit: 0` admits nothing, so there is no burst: remove it",
+            );
         }
         NonZeroU32::new(*burst)
     }

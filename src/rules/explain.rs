@@ -62,7 +62,10 @@ impl Domain {
                     explanation.why_not = Some(if node.below.keys.is_empty() {
                         "the rule has no limit, so it exempts what it matches".into()
                     } else {
-                        format!("the rule has no limit on this level; the rules below want another entry: {}", keys(&node.below))
+                        format!(
+                            "the rule has no limit on this level; the rules below want another entry: {}",
+                            keys(&node.below)
+                        )
                     });
                 }
             }
@@ -101,10 +104,13 @@ fn near(branch: &Branch, entry: &Entry<'_>, matched: Option<Matched>) -> Vec<Str
     let mut exact: Vec<_> = choices
         .exact
         .iter()
-        .map(|(other, node)| (strsim::normalized_damerau_levenshtein(&text(other), &value), text(other), &node.source))
+        .map(|(other, node)| {
+            (strsim::normalized_damerau_levenshtein(&text(other), &value), text(other), &node.source)
+        })
         .collect();
     exact.sort_by(|(one, a, _), (other, b, _)| other.total_cmp(one).then_with(|| a.cmp(b)));
-    let exact = exact.into_iter().map(|(_, other, source)| format!("value `{other}` is another value ({source})"));
+    let exact =
+        exact.into_iter().map(|(_, other, source)| format!("value `{other}` is another value ({source})"));
 
     let found = choices.wildcards.find(entry.value);
     let wildcards = choices

@@ -75,7 +75,8 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     ];
     let nearest = |words: &[&str]| -> Option<String> {
         let distance = |word: &str| strsim::damerau_levenshtein(word, &key.to_lowercase());
-        let (word, distance) = words.iter().map(|word| (*word, distance(word))).min_by_key(|(_, distance)| *distance)?;
+        let (word, distance) =
+            words.iter().map(|word| (*word, distance(word))).min_by_key(|(_, distance)| *distance)?;
         (distance <= 1 + word.len() / 4).then(|| word.to_owned())
     };
     if let Some((home, _)) = KEYS.iter().find(|(_, keys)| keys.contains(&key)) {
@@ -143,7 +144,10 @@ impl Unit {
     /// The length of the window in microseconds.
     #[must_use]
     pub fn micros(self) -> NonZeroU64 {
-        let named = NAMED.iter().find(|(_, unit, _)| *unit == self).and_then(|(_, _, micros)| NonZeroU64::new(*micros));
+        let named = NAMED
+            .iter()
+            .find(|(_, unit, _)| *unit == self)
+            .and_then(|(_, _, micros)| NonZeroU64::new(*micros));
         match self {
             Self::Other(micros) => micros,
             _ => named.unwrap_or(NonZeroU64::MIN),
@@ -160,10 +164,12 @@ impl Unit {
         }
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, suffix) = text.split_at_checked(digits).unwrap_or((text, ""));
-        let Some((_, micros)) = SUFFIXES.iter().find(|(name, _)| *name == suffix).filter(|_| digits > 0) else {
+        let Some((_, micros)) = SUFFIXES.iter().find(|(name, _)| *name == suffix).filter(|_| digits > 0)
+        else {
             return Err(unknown_unit(text));
         };
-        let length = number.parse::<u64>().ok().and_then(|number| number.checked_mul(*micros)).unwrap_or(u64::MAX);
+        let length =
+            number.parse::<u64>().ok().and_then(|number| number.checked_mul(*micros)).unwrap_or(u64::MAX);
         let Some(length) = NonZeroU64::new(length).filter(|length| length.get() <= YEAR) else {
             return Err(format!("`{text}` is no window: it lasts from 1ms to 365d"));
         };
@@ -189,7 +195,7 @@ impl std::fmt::Display for Unit {
             return f.write_str(name);
         }
         let micros = self.micros().get();
-        let coarsest = SUFFIXES.iter().rev().find(|(_, length)| micros % length == 0);
+        let coarsest = SUFFIXES.iter().rev().find(|(_, length)| micros.is_multiple_of(*length));
         match coarsest {
             Some((suffix, length)) => write!(f, "{}{suffix}", micros / length),
             None => write!(f, "{micros}us"),
@@ -228,7 +234,10 @@ mod tests {
 
     #[test]
     fn a_unit_is_shown_as_it_can_be_written() {
-        for text in ["second", "minute", "hour", "day", "week", "month", "year", "30s", "15m", "2h", "250ms", "90s", "2d"] {
+        for text in [
+            "second", "minute", "hour", "day", "week", "month", "year", "30s", "15m", "2h", "250ms", "90s",
+            "2d",
+        ] {
             assert_eq!(Unit::parse(text).unwrap().to_string(), text);
         }
     }
@@ -254,9 +263,17 @@ mod tests {
         let limit = ["name", "unit", "requests_per_unit", "burst", "unlimited", "replaces"];
         let descriptor = ["key", "value", "rate_limit", "descriptors", "shadow_mode"];
         for (key, known, message) in [
-            ("request_per_unit", &limit[..], "unknown key `request_per_unit`; did you mean `requests_per_unit`?"),
+            (
+                "request_per_unit",
+                &limit[..],
+                "unknown key `request_per_unit`; did you mean `requests_per_unit`?",
+            ),
             ("Unit", &limit, "unknown key `Unit`; did you mean `unit`?"),
-            ("shadow_mode", &limit, "`shadow_mode` does not belong here: it stands in the descriptor, beside `key`"),
+            (
+                "shadow_mode",
+                &limit,
+                "`shadow_mode` does not belong here: it stands in the descriptor, beside `key`",
+            ),
             ("unit", &descriptor, "`unit` does not belong here: it stands in `rate_limit`"),
             ("ratelimit", &descriptor, "unknown key `ratelimit`; did you mean `rate_limit`?"),
             ("domain", &descriptor, "`domain` does not belong here: it stands at the top of the file"),

@@ -120,7 +120,8 @@ impl Problems {
     }
 
     fn add(&self, severity: Severity, place: Place, path: &Path<'_>, message: String) {
-        let problem = Problem { file: Arc::clone(&self.file), place, path: path.to_string(), severity, message };
+        let problem =
+            Problem { file: Arc::clone(&self.file), place, path: path.to_string(), severity, message };
         self.found.borrow_mut().push(problem);
     }
 }

@@ -167,7 +167,9 @@ descriptors:
 ",
     );
     let shown = |descriptor: &str| match find(&set, descriptor).unwrap().allowance {
-        Allowance::Limited { limit, requests_per_unit, unit } => format!("{requests_per_unit}/{unit} {}", limit.burst()),
+        Allowance::Limited { limit, requests_per_unit, unit } => {
+            format!("{requests_per_unit}/{unit} {}", limit.burst())
+        }
         Allowance::Unlimited => "unlimited".into(),
     };
     assert_eq!(shown("a=1"), "5/hour 2");
@@ -193,7 +195,10 @@ descriptors:
 ",
     );
     let a = find(&set, "a=1").unwrap();
-    assert_eq!((&*a.name, &*a.limit_id, a.mode, a.detailed_metric), ("wide", "wide", crate::decision::Mode::Quota, true));
+    assert_eq!(
+        (&*a.name, &*a.limit_id, a.mode, a.detailed_metric),
+        ("wide", "wide", crate::decision::Mode::Quota, true)
+    );
     assert_eq!(a.replaces.iter().map(|name| &**name).collect::<Vec<_>>(), ["narrow"]);
     let Some(Any::Map(metadata)) = &a.metadata else { panic!("{:?}", a.metadata) };
     assert_eq!(metadata["team"], Any::Text("x".into()));
@@ -202,14 +207,19 @@ descriptors:
     let b = find(&set, "b=1").unwrap();
     assert_eq!((b.allowance, b.mode), (Allowance::Unlimited, crate::decision::Mode::Shadow));
     let f = find(&set, "f=files/x,m=get").unwrap();
-    assert_eq!(f.shared.iter().map(|shared| shared.as_deref()).collect::<Vec<_>>(), [Some(&b"files/*"[..]), None]);
+    assert_eq!(
+        f.shared.iter().map(|shared| shared.as_deref()).collect::<Vec<_>>(),
+        [Some(&b"files/*"[..]), None]
+    );
     assert_eq!(&*f.limit_id, "day");
 }
 
 #[test]
 fn files_share_a_domain_when_their_rules_do_not_clash() {
-    let one = "domain: api\ndescriptors:\n  - { key: a, rate_limit: { unit: second, requests_per_unit: 1 } }\n";
-    let two = "domain: api\ndescriptors:\n  - { key: b, rate_limit: { unit: second, requests_per_unit: 1 } }\n";
+    let one =
+        "domain: api\ndescriptors:\n  - { key: a, rate_limit: { unit: second, requests_per_unit: 1 } }\n";
+    let two =
+        "domain: api\ndescriptors:\n  - { key: b, rate_limit: { unit: second, requests_per_unit: 1 } }\n";
     let set = RuleSet::from_texts([("one.yaml", one), ("two.yaml", two)], 0).unwrap();
     assert_eq!((set.len(), set.files(), set.domains().count()), (2, 2, 1));
 
@@ -223,11 +233,14 @@ fn files_share_a_domain_when_their_rules_do_not_clash() {
 #[test]
 fn every_mistake_is_told_with_its_place_and_a_way_out() {
     // A text, and all that is said of it.
-    let rule = |inner: &str| format!("domain: api\ndescriptors:\n  - key: a\n    rate_limit: {{ {inner} }}\n");
+    let rule =
+        |inner: &str| format!("domain: api\ndescriptors:\n  - key: a\n    rate_limit: {{ {inner} }}\n");
     let descriptor = |inner: &str| format!("domain: api\ndescriptors:\n  - {{ {inner} }}\n");
     let unit = "unit: minute, requests_per_unit: 1";
     let number = |found: &str| {
-        format!("4:49 descriptors[0].rate_limit.requests_per_unit: expected a whole number from 0 to 4294967295, found {found}")
+        format!(
+            "4:49 descriptors[0].rate_limit.requests_per_unit: expected a whole number from 0 to 4294967295, found {found}"
+        )
     };
     let cases: Vec<(String, Vec<String>)> = vec![
         (String::new(), vec!["1:1: the file is empty: it needs a `domain` and `descriptors`".into()]),
@@ -377,10 +390,19 @@ fn all_mistakes_of_all_files_are_told_at_once() {
     let bad = "domain: api\ndescriptors:\n  - key: ''\n    rate_limit: { unit: hors, requests_per_unit: -1, brst: 2 }\n  - vale: x\n";
     let worse = "domain: [\n";
     let error = RuleSet::from_texts([("bad.yaml", bad), ("worse.yaml", worse)], 0).unwrap_err();
-    let places: Vec<String> = listed(&error).lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    let places: Vec<String> =
+        listed(&error).lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(
         places,
-        ["bad.yaml:3:10", "bad.yaml:4:25", "bad.yaml:4:50", "bad.yaml:4:54", "bad.yaml:5:5", "bad.yaml:5:5", "worse.yaml:1:9:"],
+        [
+            "bad.yaml:3:10",
+            "bad.yaml:4:25",
+            "bad.yaml:4:50",
+            "bad.yaml:4:54",
+            "bad.yaml:5:5",
+            "bad.yaml:5:5",
+            "worse.yaml:1:9:"
+        ],
         "{}",
         listed(&error)
     );
@@ -476,7 +498,9 @@ descriptors:
 
 #[test]
 fn a_rules_id_depends_on_what_it_limits_and_not_on_where_it_stands() {
-    let one = rules("domain: api\ndescriptors:\n  - { key: a, rate_limit: { unit: hour, requests_per_unit: 1 } }\n");
+    let one = rules(
+        "domain: api\ndescriptors:\n  - { key: a, rate_limit: { unit: hour, requests_per_unit: 1 } }\n",
+    );
     let moved = rules(
         "domain: api\ndescriptors:\n  - { key: b }\n  - { key: a, rate_limit: { unit: hour, requests_per_unit: 9 } }\n",
     );
@@ -560,7 +584,10 @@ descriptors:
         why_not(&[("user", "a"), ("path", "/x")]),
         "no rule with key `path` matches this value, and none has the key without a value"
     );
-    assert_eq!(why_not(&[("user", "a"), ("path", "/health")]), "the rule has no limit, so it exempts what it matches");
+    assert_eq!(
+        why_not(&[("user", "a"), ("path", "/health")]),
+        "the rule has no limit, so it exempts what it matches"
+    );
     assert_eq!(
         why_not(&[("user", "root"), ("path", "/x")]),
         "the rule ends here, and the descriptor has another entry"

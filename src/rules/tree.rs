@@ -216,15 +216,18 @@ struct Shape {
     /// Its first pattern's place in the order.
     first: usize,
     /// Places in the order, ascending, by the ends.
-    by_ends: HashMap<(Box<[u8]>, Box<[u8]>), Vec<usize>>,
+    by_ends: HashMap<OwnedEnds, Vec<usize>>,
 }
+
+/// What stands before a pattern's first `*`, and after its last.
+type OwnedEnds = (Box<[u8]>, Box<[u8]>);
 
 /// The ends of a value, to look up a shape's patterns with. Hashes like the pair that it is compared to.
 #[derive(Hash)]
 struct Ends<'a>(&'a [u8], &'a [u8]);
 
-impl Equivalent<(Box<[u8]>, Box<[u8]>)> for Ends<'_> {
-    fn equivalent(&self, ends: &(Box<[u8]>, Box<[u8]>)) -> bool {
+impl Equivalent<OwnedEnds> for Ends<'_> {
+    fn equivalent(&self, ends: &OwnedEnds) -> bool {
         *self.0 == *ends.0 && *self.1 == *ends.1
     }
 }
@@ -262,7 +265,8 @@ impl Wildcards {
             if best.is_some_and(|(order, _)| order < shape.first) {
                 break;
             }
-            let Some((rest, suffix)) = value.len().checked_sub(shape.suffix).and_then(|at| value.split_at_checked(at))
+            let Some((rest, suffix)) =
+                value.len().checked_sub(shape.suffix).and_then(|at| value.split_at_checked(at))
             else {
                 continue;
             };
@@ -272,7 +276,9 @@ impl Wildcards {
                 if best.is_some_and(|(other, _)| other < *order) {
                     break;
                 }
-                if let Some((_, node)) = self.patterns.get(*order).filter(|(pattern, _)| pattern.matches_between(between)) {
+                if let Some((_, node)) =
+                    self.patterns.get(*order).filter(|(pattern, _)| pattern.matches_between(between))
+                {
                     best = Some((*order, node));
                     break;
                 }

@@ -110,7 +110,10 @@ impl<'s> Builder<'s, '_> {
             Event::DocumentStart(..) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return self.refuse(place, "a second document begins here: a file holds one, so split it in two");
+                    return self.refuse(
+                        place,
+                        "a second document begins here: a file holds one, so split it in two",
+                    );
                 }
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -180,7 +183,9 @@ impl<'s> Builder<'s, '_> {
                 None => open.key = Some(node),
                 Some(key) if key.is_merge() => match merge(node) {
                     Ok(maps) => merged.extend(maps),
-                    Err(place) => return self.refuse(place, "`<<` merges a map, or a list of maps that stands here"),
+                    Err(place) => {
+                        return self.refuse(place, "`<<` merges a map, or a list of maps that stands here");
+                    }
                 },
                 Some(key) => entries.push((key, node)),
             },
@@ -415,7 +420,9 @@ fn parse_number(text: &str) -> Number {
         Some("0x") => u64::from_str_radix(digits.get(2..).unwrap_or(""), 16),
         Some("0o") => u64::from_str_radix(digits.get(2..).unwrap_or(""), 8),
         Some("0b") => u64::from_str_radix(digits.get(2..).unwrap_or(""), 2),
-        Some(two) if two.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) => return Number::Octal,
+        Some(two) if two.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            return Number::Octal;
+        }
         _ if digits.starts_with(|first: char| first.is_ascii_digit()) => digits.parse(),
         _ => return Number::Other,
     };
@@ -518,7 +525,11 @@ impl<'n> Deserializer<'n> for Reader<'n, '_, '_> {
         entries.retain(|(key, key_place, _)| {
             let known = fields.contains(key);
             if !known {
-                self.problems.error(*key_place, &Path::Key(self.path, key), super::file::unknown_key(key, fields));
+                self.problems.error(
+                    *key_place,
+                    &Path::Key(self.path, key),
+                    super::file::unknown_key(key, fields),
+                );
             }
             known
         });
@@ -547,7 +558,8 @@ fn or(words: &[String]) -> String {
 }
 
 fn parse_float(text: &str) -> Option<f64> {
-    let looks_like_one = text.starts_with(|first: char| first.is_ascii_digit() || matches!(first, '-' | '+' | '.'))
+    let looks_like_one = text
+        .starts_with(|first: char| first.is_ascii_digit() || matches!(first, '-' | '+' | '.'))
         && text.contains(|c: char| c.is_ascii_digit());
     let number = if looks_like_one { text.parse::<f64>().ok() } else { None };
     number.filter(|number| number.is_finite())
@@ -566,11 +578,16 @@ impl<'n, 's> Reader<'n, '_, 's> {
             let Kind::Map { entries, merged } = &map.kind else { return self.expected(what) };
             for (key, value) in entries {
                 let Kind::Scalar { text, .. } = &key.resolve().kind else {
-                    self.problems.error(key.place, self.path, format!("a key is text, not {}", key.describe()));
+                    self.problems.error(
+                        key.place,
+                        self.path,
+                        format!("a key is text, not {}", key.describe()),
+                    );
                     continue;
                 };
                 if !matches!(&key.resolve().kind, Kind::Scalar { plain: false, .. }) && !is_plain_text(text) {
-                    let message = format!("a key is text, and `{text}` is not: write it in quotes if it is meant");
+                    let message =
+                        format!("a key is text, and `{text}` is not: write it in quotes if it is meant");
                     self.problems.error(key.place, self.path, message);
                     continue;
                 }
@@ -595,7 +612,9 @@ impl<'n, 's> Reader<'n, '_, 's> {
 /// Whether a plain scalar is a string to YAML, not a number, a truth value or null.
 fn is_plain_text(text: &str) -> bool {
     let number = !matches!(parse_number(text), Number::Other) || parse_float(text).is_some();
-    !number && !matches!(text, "" | "~" | "null" | "Null" | "NULL") && parse_bool(text).is_none_or(|_| text.len() == 1)
+    !number
+        && !matches!(text, "" | "~" | "null" | "Null" | "NULL")
+        && parse_bool(text).is_none_or(|_| text.len() == 1)
 }
 
 /// Line, column and value of a [`Field`].

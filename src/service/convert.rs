@@ -47,17 +47,25 @@ pub(super) fn descriptors(
     max_descriptors: usize,
 ) -> Result<SmallVec<[Descriptor<'_>; 4]>, Status> {
     if request.domain.is_empty() {
-        return Err(Status::invalid_argument("domain: empty; a rate limit filter names the domain of its rules"));
+        return Err(Status::invalid_argument(
+            "domain: empty; a rate limit filter names the domain of its rules",
+        ));
     }
     if request.descriptors.is_empty() {
         return Err(Status::invalid_argument("descriptors: none; a request asks about at least one"));
     }
     let count = request.descriptors.len();
     if count > max_descriptors {
-        let message = format!("descriptors: {count}, and at most {max_descriptors} are taken (--max-descriptors)");
+        let message =
+            format!("descriptors: {count}, and at most {max_descriptors} are taken (--max-descriptors)");
         return Err(Status::invalid_argument(message));
     }
-    request.descriptors.iter().enumerate().map(|(index, message)| descriptor(index, message, request)).collect()
+    request
+        .descriptors
+        .iter()
+        .enumerate()
+        .map(|(index, message)| descriptor(index, message, request))
+        .collect()
 }
 
 fn descriptor<'a>(
@@ -85,7 +93,8 @@ fn descriptor<'a>(
         0 => Hits::Peek,
         count => Hits::Take(count),
     };
-    let entries = message.entries.iter().map(|entry| Entry { key: &entry.key, value: &entry.value }).collect();
+    let entries =
+        message.entries.iter().map(|entry| Entry { key: &entry.key, value: &entry.value }).collect();
     Ok(Descriptor { entries, limit, hits })
 }
 
@@ -105,7 +114,9 @@ fn override_unit(unit: i32) -> Option<Unit> {
 pub(super) fn current_limit(source: LimitSource<'_>) -> RateLimit {
     let (name, requests_per_unit, unit) = match source {
         LimitSource::Rule(rule) => match rule.allowance {
-            Allowance::Limited { requests_per_unit, unit, .. } => (rule.name.to_string(), requests_per_unit, unit),
+            Allowance::Limited { requests_per_unit, unit, .. } => {
+                (rule.name.to_string(), requests_per_unit, unit)
+            }
             Allowance::Unlimited => return RateLimit::default(),
         },
         LimitSource::Request(limit) => (String::new(), limit.requests_per_unit, limit.unit),
@@ -166,13 +177,17 @@ pub(super) fn seconds(micros: Micros) -> i64 {
 }
 
 /// What the reference says in dynamic metadata: the request, and the metadata of the rules that it passed.
-pub(super) fn dynamic_metadata<'a>(request: &RateLimitRequest, passed: impl Iterator<Item = &'a Any>) -> Struct {
+pub(super) fn dynamic_metadata<'a>(
+    request: &RateLimitRequest,
+    passed: impl Iterator<Item = &'a Any>,
+) -> Struct {
     let descriptors = request.descriptors.iter().map(|descriptor| {
         let text = |entry: &proto::Entry| {
             format!("{}={}", String::from_utf8_lossy(&entry.key), String::from_utf8_lossy(&entry.value))
         };
         let entries = descriptor.entries.iter().map(|entry| value(Kind::StringValue(text(entry)))).collect();
-        let mut fields = BTreeMap::from([("entries".into(), value(Kind::ListValue(ListValue { values: entries })))]);
+        let mut fields =
+            BTreeMap::from([("entries".into(), value(Kind::ListValue(ListValue { values: entries })))]);
         if let Some(hits) = descriptor.hits_addend {
             fields.insert("hitsAddend".into(), number(hits));
         }

@@ -25,7 +25,9 @@ fn wait(charges: &[Charge], decision: &Decision) -> Option<Micros> {
         match (charge.mode, verdict.outcome) {
             (Mode::Enforced, Outcome::Over(Retry::In(wait))) => enforced = enforced.max(wait),
             (Mode::Enforced, Outcome::Over(Retry::Never)) => return None,
-            (Mode::Quota, Outcome::Over(Retry::In(wait))) => quotas = Some(quotas.map_or(wait, |other| other.min(wait))),
+            (Mode::Quota, Outcome::Over(Retry::In(wait))) => {
+                quotas = Some(quotas.map_or(wait, |other| other.min(wait)))
+            }
             (Mode::Quota, Outcome::Fits) => all_quotas_over = false,
             _ => {}
         }

@@ -163,7 +163,10 @@ impl LocalStore {
                     continue;
                 }
                 for (charge, owner) in charges.iter().zip(&mut owners) {
-                    if self.shard_of(*owner) == *index && !is_overflow(*owner) && find(shard, *owner).is_none() {
+                    if self.shard_of(*owner) == *index
+                        && !is_overflow(*owner)
+                        && find(shard, *owner).is_none()
+                    {
                         *owner = overflow_bucket(charge.rule);
                         crowded_out = true;
                         self.count_overflow();
@@ -199,7 +202,15 @@ impl LocalStore {
     }
 
     /// Writes a bucket down, unless it is full and was not there before. Room has been seen to.
-    fn keep(&self, index: usize, shard: &mut Shard<'_>, key: BucketKey, bucket: Bucket, limit: &Limit, now: Micros) {
+    fn keep(
+        &self,
+        index: usize,
+        shard: &mut Shard<'_>,
+        key: BucketKey,
+        bucket: Bucket,
+        limit: &Limit,
+        now: Micros,
+    ) {
         let kept = Slot { bucket, burst: limit.burst() };
         if let Some(slot) = find(shard, key) {
             *slot = kept;
@@ -222,7 +233,14 @@ impl LocalStore {
     }
 
     /// Whether `wanted` more buckets may be kept in a shard; evicts what has to go for it, but none of `spared`.
-    fn has_room(&self, index: usize, shard: &mut Shard<'_>, wanted: usize, spared: &[BucketKey], now: Micros) -> bool {
+    fn has_room(
+        &self,
+        index: usize,
+        shard: &mut Shard<'_>,
+        wanted: usize,
+        spared: &[BucketKey],
+        now: Micros,
+    ) -> bool {
         while shard.len() + wanted > self.shard_capacity {
             let mut candidates = self.candidates(index);
             match candidates.evict(shard, spared, now) {

@@ -1,0 +1,55 @@
+//! Every file that is shipped for use is loaded here, and says what it is said to say.
+
+use std::path::{Path, PathBuf};
+
+use weir::rules::{Entry, RuleSet, load};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(self::files(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// The label of the rule that a descriptor meets in the domain `api`.
+fn meets(set: &RuleSet, entries: &[(&str, &str)]) -> Option<String> {
+    let entries: Vec<Entry<'_>> =
+        entries.iter().map(|(key, value)| Entry { key: key.as_bytes(), value: value.as_bytes() }).collect();
+    set.domain("api").unwrap().find(&entries).map(|rule| rule.label.to_string())
+}
+
+#[test]
+fn every_file_in_config_loads_by_itself_and_without_a_warning() {
+    let files = files(&root().join("config"));
+    assert!(!files.is_empty());
+    for file in files {
+        let set = load(&file, 0).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert!(set.warnings().is_empty() && !set.is_empty(), "{}: {:?}", file.display(), set.warnings());
+    }
+}
+
+#[test]
+fn the_example_limits_what_its_comments_say() {
+    let set = load(&root().join("config"), 0).unwrap();
+    for (entries, rule) in [
+        (&[("remote_address", "192.0.2.7")][..], Some("api.remote_address")),
+        (&[("remote_address", "192.0.2.10")], None),
+        (&[("user_id", "a")], Some("api.user_id")),
+        (&[("user_id", "partner-1")], Some("api.user_id_partner-1")),
+        (&[("user_id", "a"), ("method", "POST")], Some("api.user_id.method_POST")),
+        (&[("user_id", "a"), ("method", "GET")], None),
+        (&[("login_address", "192.0.2.7")], Some("api.login_address")),
+        (&[("path", "/reports/2026")], Some("api.path_/reports/*")),
+        (&[("path", "/")], None),
+        (&[("generic_key", "api")], Some("api.generic_key_api")),
+        (&[("country", "nl")], Some("api.country")),
+    ] {
+        assert_eq!(meets(&set, entries).as_deref(), rule, "{entries:?}");
+    }
+}

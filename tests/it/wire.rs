@@ -1,0 +1,247 @@
+//! The service as a gRPC client meets it: a real server, the generated client, and Python's.
+
+use std::time::Duration;
+
+use tonic::Code as Grpc;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, SERVICE_NAME};
+
+use crate::support::python;
+use crate::support::server::{Server, request, rules, settings};
+
+const RULES: &str = "
+domain: api
+descriptors:
+  - { key: user, rate_limit: { unit: hour, requests_per_unit: 3 } }
+  - { key: wide, rate_limit: { unit: hour, requests_per_unit: 5000 } }
+";
+
+async fn health(server: &Server, name: &str) -> Result<ServingStatus, Grpc> {
+    let request = HealthCheckRequest { service: name.into() };
+    let response = HealthClient::new(server.channel().await).check(request).await;
+    response.map(|response| response.into_inner().status()).map_err(|status| status.code())
+}
+
+#[tokio::test]
+async fn a_limit_is_reached_over_the_wire() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let mut client = server.client().await;
+    for left in [2, 1, 0] {
+        let response =
+            client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap().into_inner();
+        assert_eq!((response.overall_code(), response.statuses[0].limit_remaining), (Code::Ok, left));
+    }
+    let response = client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap().into_inner();
+    assert_eq!(response.overall_code(), Code::OverLimit);
+    assert_eq!(response.response_headers_to_add[0].key, "retry-after");
+    let response = client.should_rate_limit(request("api", &[("user", b"b")])).await.unwrap().into_inner();
+    assert_eq!(response.overall_code(), Code::Ok);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_callers_on_many_connections_are_admitted_exactly_as_often_as_the_limit_says() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let mut callers = Vec::new();
+    for _ in 0..8 {
+        let client = server.client().await;
+        for _ in 0..8 {
+            let mut client = client.clone();
+            callers.push(tokio::spawn(async move {
+                let mut admitted = 0;
+                for _ in 0..100 {
+                    let answer = client.should_rate_limit(request("api", &[("wide", b"x")])).await.unwrap();
+                    admitted += u32::from(answer.into_inner().overall_code() == Code::Ok);
+                }
+                admitted
+            }));
+        }
+    }
+    let mut admitted = 0;
+    for caller in callers {
+        admitted += caller.await.unwrap();
+    }
+    // 6400 calls; one token comes back every 720 ms.
+    assert!((5_000..5_060).contains(&admitted), "{admitted}");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_text_and_values_up_to_the_message_limit_are_decided() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let mut client = server.client().await;
+    let long = vec![b'x'; (4 << 20) - 100];
+    for value in [&b"\xff\xfe"[..], b"\0", b"", &long] {
+        for code in [Code::Ok, Code::Ok, Code::Ok, Code::OverLimit] {
+            let answer = client.should_rate_limit(request("api", &[("user", value)])).await.unwrap();
+            assert_eq!(answer.into_inner().overall_code(), code);
+        }
+    }
+    let too_long = vec![b'x'; 4 << 20];
+    let status = client.should_rate_limit(request("api", &[("user", &too_long)])).await.unwrap_err();
+    assert_eq!(status.code(), Grpc::OutOfRange, "{status}");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_message_limit_and_the_number_of_descriptors_are_settings() {
+    let rules = rules(RULES);
+    let mut settings = settings(rules.path());
+    settings.max_message_bytes = 1_000.try_into().unwrap();
+    settings.max_descriptors = 2.try_into().unwrap();
+    let server = Server::start(settings).await;
+    let mut client = server.client().await;
+    let mut code = async |request| {
+        client.should_rate_limit(request).await.map_or_else(|status| status.code(), |_| Grpc::Ok)
+    };
+    assert_eq!(code(request("api", &[("user", &[b'x'; 900])])).await, Grpc::Ok);
+    assert_eq!(code(request("api", &[("user", &[b'x'; 1_000])])).await, Grpc::OutOfRange);
+    assert_eq!(code(request("api", &[("user", b"a"), ("user", b"b")])).await, Grpc::Ok);
+    assert_eq!(
+        code(request("api", &[("user", b"a"), ("user", b"b"), ("user", b"c")])).await,
+        Grpc::InvalidArgument
+    );
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn mistakes_of_the_proxy_are_invalid_arguments() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let mut client = server.client().await;
+    for request in [request("", &[("user", b"a")]), request("api", &[]), request("api", &[("", b"a")])] {
+        let status = client.should_rate_limit(request).await.unwrap_err();
+        assert_eq!(status.code(), Grpc::InvalidArgument, "{status}");
+    }
+    // A descriptor without entries meets no limit.
+    let empty = RateLimitRequest {
+        domain: "api".into(),
+        descriptors: vec![RateLimitDescriptor::default()],
+        hits_addend: 0,
+    };
+    assert_eq!(client.should_rate_limit(empty).await.unwrap().into_inner().overall_code(), Code::Ok);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn health_is_told_under_three_names_and_no_other() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    for name in ["", SERVICE_NAME, "ratelimit"] {
+        assert_eq!(health(&server, name).await, Ok(ServingStatus::Serving), "{name:?}");
+    }
+    assert_eq!(health(&server, "unknown").await, Err(Grpc::NotFound));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn without_rules_the_server_waits_unready_and_joins_in_when_they_come() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("rules");
+    let server = Server::start(settings(&path)).await;
+    let mut client = server.client().await;
+    for name in ["", SERVICE_NAME, "ratelimit"] {
+        assert_eq!(health(&server, name).await, Ok(ServingStatus::NotServing), "{name:?}");
+    }
+    let status = client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap_err();
+    assert_eq!(status.code(), Grpc::Unavailable);
+
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("api.yaml"), RULES).unwrap();
+    let ready = async {
+        while health(&server, "").await != Ok(ServingStatus::Serving) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ready)
+        .await
+        .expect("the directory is looked at every second");
+    client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap();
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn draining_is_told_to_those_who_watch_and_bounded_by_the_setting() {
+    let rules = rules(RULES);
+    let mut settings = settings(rules.path());
+    settings.drain_timeout = Duration::from_millis(500);
+    let server = Server::start(settings).await;
+    let mut client = HealthClient::new(server.channel().await);
+    // A stream that its caller never ends: it must not keep the server from stopping.
+    let mut watch =
+        client.watch(HealthCheckRequest { service: "ratelimit".into() }).await.unwrap().into_inner();
+    let first = watch.message().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+    let stopping = tokio::spawn(server.stop());
+    let second = watch.message().await.unwrap().unwrap();
+    assert_eq!(second.status(), ServingStatus::NotServing);
+    let stopped = tokio::time::timeout(Duration::from_secs(5), stopping).await.expect("bounded");
+    stopped.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn reflection_serves_the_api_as_it_is_published() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let mut ask = async |question: MessageRequest| -> MessageResponse {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+        let answer: ServerReflectionResponse = answers.into_inner().message().await.unwrap().unwrap();
+        answer.message_response.unwrap()
+    };
+    let MessageResponse::ListServicesResponse(services) =
+        ask(MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("no list of services");
+    };
+    let names: Vec<&str> = services.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&SERVICE_NAME) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+
+    let symbol = "envoy.extensions.common.ratelimit.v3.RateLimitDescriptor".to_owned();
+    let MessageResponse::FileDescriptorResponse(file) =
+        ask(MessageRequest::FileContainingSymbol(symbol)).await
+    else {
+        panic!("no file");
+    };
+    let file: prost_types::FileDescriptorProto =
+        prost::Message::decode(file.file_descriptor_proto[0].as_slice()).unwrap();
+    let descriptor =
+        file.message_type.iter().find(|message| message.name() == "RateLimitDescriptor").unwrap();
+    let entry = descriptor.nested_type.iter().find(|message| message.name() == "Entry").unwrap();
+    assert!(
+        entry.field.iter().all(|field| field.r#type() == prost_types::field_descriptor_proto::Type::String)
+    );
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pythons_grpc_is_answered() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let address = server.address.to_string();
+    let output = tokio::task::spawn_blocking(move || python::run("client.py", &[&address])).await.unwrap();
+    assert_eq!(
+        output,
+        "health SERVING\n\
+         user=a OK 2\n\
+         user=a OK 1\n\
+         user=a OK 0\n\
+         user=a OVER_LIMIT 0 retry-after=1200\n\
+         user=b,user=a OVER_LIMIT 3 0 retry-after=1200\n\
+         peek user=b OK 3\n\
+         give back user=a OK 1\n\
+         empty domain INVALID_ARGUMENT\n"
+    );
+    server.stop().await.unwrap();
+}
