@@ -54,7 +54,7 @@ pub struct App {
     settings: Settings,
     listener: TcpListener,
     address: SocketAddr,
-    watch: Watch,
+    watch: Arc<Watch>,
     limiter: Arc<Limiter>,
 }
 
@@ -67,7 +67,7 @@ impl App {
     /// When the rules are wrong, or the address is taken.
     pub async fn bind(settings: Settings) -> Result<Self, Error> {
         let clock = Clock::system();
-        let watch = Watch::new(&settings.rules, clock.clone());
+        let watch = Arc::new(Watch::new(&settings.rules, clock.clone()));
         match watch.reload() {
             Ok(()) | Err(LoadError::Nothing { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -158,17 +158,18 @@ fn incoming(
 }
 
 /// Waits for rules if there are none, and loads them again on SIGHUP. Returns only what keeps it from that.
-async fn keep_rules(watch: &Watch, health: &HealthReporter) -> Error {
+async fn keep_rules(watch: &Arc<Watch>, health: &HealthReporter) -> Error {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(error) => return Error::Start(format!("cannot wait for SIGHUP: {error}")),
     };
     loop {
         tokio::select! {
-            () = watch.loaded(), if !watch.is_loaded() => {}
+            () = Arc::clone(watch).loaded(), if !watch.is_loaded() => {}
             _ = hangup.recv() => {
-                // Told of in the log; the last good rules stay.
-                _ = watch.reload();
+                let watch = Arc::clone(watch);
+                // Its failures are told of in the log, and the last good rules stay.
+                _ = tokio::task::spawn_blocking(move || watch.reload()).await;
             }
         }
         set_health(health, watch.is_loaded()).await;

@@ -1,7 +1,7 @@
 //! Keeps the rules in force: loads them at the start, again when told to, and never gives up a good set for a bad one.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use super::{LoadError, Problem, RuleSet, Severity, load};
 use crate::clock::Clock;
 
-/// How often a directory without rules is looked at again.
+/// How often a directory without good rules is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Rules of one directory, and the set of them that is in force.
@@ -18,13 +18,15 @@ pub struct Watch {
     path: PathBuf,
     clock: Clock,
     current: Arc<ArcSwapOption<RuleSet>>,
+    /// What was wrong the last time, so that waiting says it once and not each time.
+    told: Mutex<String>,
 }
 
 impl Watch {
     /// Watches `path`; nothing is loaded yet.
     #[must_use]
     pub fn new(path: &Path, clock: Clock) -> Self {
-        Self { path: path.to_owned(), clock, current: Arc::default() }
+        Self { path: path.to_owned(), clock, current: Arc::default(), told: Mutex::default() }
     }
 
     /// The set in force; empty until one has been loaded.
@@ -44,6 +46,21 @@ impl Watch {
     /// # Errors
     /// As [`load`].
     pub fn reload(&self) -> Result<(), LoadError> {
+        self.forget_what_was_told();
+        self.try_load()
+    }
+
+    /// Returns once rules are in force, looking for them every second.
+    pub async fn loaded(self: Arc<Self>) {
+        while !self.is_loaded() {
+            tokio::time::sleep(RETRY).await;
+            let this = Arc::clone(&self);
+            // Reads files, and may take a while of a hundred thousand rules. Its failures have been logged.
+            _ = tokio::task::spawn_blocking(move || this.try_load()).await;
+        }
+    }
+
+    fn try_load(&self) -> Result<(), LoadError> {
         match load(&self.path, self.clock.now()) {
             Ok(set) => {
                 tracing::info!(
@@ -55,32 +72,42 @@ impl Watch {
                 );
                 set.warnings().iter().for_each(log_problem);
                 self.current.store(Some(Arc::new(set)));
+                self.forget_what_was_told();
                 Ok(())
             }
             Err(error) => {
-                if let LoadError::Rejected(problems) = &error {
-                    problems.iter().for_each(log_problem);
-                }
-                if self.is_loaded() {
-                    tracing::error!(%error, "rules refused; those loaded before stay in force");
-                } else {
-                    tracing::warn!(%error, "no rules yet: every call is answered UNAVAILABLE until there are some");
-                }
+                self.tell(&error);
                 Err(error)
             }
         }
     }
 
-    /// Returns once rules are in force, looking every [`RETRY`]. Says so once, not each time that there are none.
-    pub async fn loaded(&self) {
-        while !self.is_loaded() {
-            tokio::time::sleep(RETRY).await;
-            // Files that are there and wrong have been told of once; they are told of again on SIGHUP.
-            if let Ok(set) = load(&self.path, self.clock.now()) {
-                drop(set);
-                _ = self.reload();
+    /// Logs why there are no new rules, unless that is what was logged last.
+    fn tell(&self, error: &LoadError) {
+        let problems = match error {
+            LoadError::Rejected(problems) => problems.as_slice(),
+            LoadError::Nothing { .. } => &[],
+        };
+        let reasons = format!("{error} {problems:?}");
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told == reasons {
+            return;
+        }
+        problems.iter().for_each(log_problem);
+        match error {
+            _ if self.is_loaded() => {
+                tracing::error!(%error, "rules refused; those loaded before stay in force")
+            }
+            LoadError::Rejected(_) => tracing::error!(%error, "rules refused"),
+            LoadError::Nothing { .. } => {
+                tracing::warn!(%error, "no rules yet: every call is answered UNAVAILABLE until there are some");
             }
         }
+        *told = reasons;
+    }
+
+    fn forget_what_was_told(&self) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
