@@ -53,3 +53,45 @@ fn the_example_limits_what_its_comments_say() {
         assert_eq!(meets(&set, entries).as_deref(), rule, "{entries:?}");
     }
 }
+
+#[test]
+fn every_rule_file_in_the_manual_loads() {
+    let manual = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let blocks: Vec<&str> = manual
+        .split("```yaml\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .filter(|block| block.starts_with("domain:"))
+        .collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let set = RuleSet::from_texts([("README.md", block)], 0)
+            .unwrap_or_else(|error| panic!("{error:?}\n{block}"));
+        assert!(set.warnings().is_empty(), "{:?}", set.warnings());
+    }
+}
+
+/// What the manual says of a flag's default is what the command line has.
+#[test]
+fn every_flag_of_serve_is_in_the_manual_with_its_variable_and_default() {
+    let manual = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let help =
+        std::process::Command::new(env!("CARGO_BIN_EXE_weir")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let mut flags = 0;
+    let mut lines = help.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(flag) = line.strip_prefix("--") else { continue };
+        let flag = flag.split([' ', '[', '=']).next().unwrap();
+        let mut value = |name: &str| {
+            let found = lines.find(|line| line.starts_with(name)).unwrap();
+            found.trim_start_matches(name).trim_end_matches(']').trim_end_matches('=').to_owned()
+        };
+        let variable = value("[env: ");
+        let default = value("[default: ");
+        let row = format!("| `--{flag}` | `{variable}` | `{default}` |");
+        assert!(manual.contains(&row), "the manual has no row {row}");
+        flags += 1;
+    }
+    assert!(flags >= 10, "{flags}");
+}
