@@ -19,7 +19,7 @@ bench: ## measure lookup, arithmetic and the store in memory
 	cargo bench --locked
 
 e2e: $(VENV)/ready ## run only the tests that put a real Envoy in front
-	cargo test --locked --test it envoy
+	cargo test --locked --test it envoy::
 
 clean: ## remove what was built, Envoy and Python packages included
 	cargo clean

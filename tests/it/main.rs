@@ -2,10 +2,13 @@
 #![cfg(test)]
 
 mod support {
+    pub(crate) mod envoy;
     pub(crate) mod python;
     pub(crate) mod server;
+    pub(crate) mod weir;
 }
 
+mod envoy;
 mod fuzz;
 mod protocol;
 mod shipped;

@@ -1,0 +1,116 @@
+//! A `weir serve` of its own process, on a port of its own.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Lines};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a start or a stop may take before the test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running `weir serve`. Dropping it ends the process, and prints its log if the test has failed.
+pub(crate) struct Weir {
+    child: Child,
+    grpc: SocketAddr,
+    /// Reads standard error to its end, and hands back what it read.
+    log: Option<JoinHandle<String>>,
+}
+
+impl Weir {
+    /// Serves the rules below `rules` on a free port.
+    pub(crate) fn start(rules: &Path) -> Self {
+        Self::start_at("127.0.0.1:0", rules)
+    }
+
+    /// Serves the rules below `rules` at `grpc`, for a replacement of one that was there before.
+    pub(crate) fn start_at(grpc: impl ToString, rules: &Path) -> Self {
+        let grpc = grpc.to_string();
+        Self::start_with(["--grpc", &grpc, "--rules"].map(OsStr::new).into_iter().chain([rules.as_os_str()]))
+    }
+
+    /// Runs `weir serve` with these arguments, and waits until it serves.
+    pub(crate) fn start_with<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.arg("serve").args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+        // Settings of whoever runs the tests are not those of the test.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WEIR_"))
+        {
+            command.env_remove(name);
+        }
+        let mut child = command.spawn().expect("weir starts");
+        let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
+        let (serving, address) = mpsc::channel();
+        let log = thread::spawn(move || read(lines, &serving));
+        match address.recv_timeout(PATIENCE) {
+            Ok(grpc) => Self { child, grpc, log: Some(log) },
+            Err(_) => {
+                end(&mut child);
+                panic!("weir does not say that it is serving; its log:\n{}", log.join().unwrap());
+            }
+        }
+    }
+
+    /// Where it serves gRPC.
+    pub(crate) fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Stops it as an operator does, with SIGTERM, which must end it with success.
+    pub(crate) fn stop(mut self) {
+        let status = end(&mut self.child).expect("weir ends after SIGTERM");
+        assert!(status.success(), "weir ended with {status}");
+    }
+}
+
+impl Drop for Weir {
+    fn drop(&mut self) {
+        end(&mut self.child);
+        let log = self.log.take().map(JoinHandle::join);
+        if let (Some(Ok(log)), true) = (log, thread::panicking()) {
+            eprintln!("the log of weir at {}:\n{log}", self.grpc);
+        }
+    }
+}
+
+/// Sends SIGTERM if the process still runs, and waits until it has ended. One that takes too long is killed, and has no
+/// status.
+fn end(child: &mut Child) -> Option<ExitStatus> {
+    const PAUSE: Duration = Duration::from_millis(10);
+
+    if let Ok(Some(status)) = child.try_wait() {
+        return Some(status);
+    }
+    // Not waited for yet, so the pid is still this child's.
+    _ = kill_process(Pid::from_child(child), Signal::TERM);
+    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+        match child.try_wait() {
+            Ok(None) => thread::sleep(PAUSE),
+            Ok(status) => return status,
+            Err(_) => break,
+        }
+    }
+    _ = child.kill();
+    _ = child.wait();
+    None
+}
+
+/// Reads the log to its end; sends the address from the line that says where weir is serving.
+fn read(lines: Lines<BufReader<ChildStderr>>, serving: &mpsc::Sender<SocketAddr>) -> String {
+    let mut log = String::new();
+    for line in lines.map_while(Result::ok) {
+        if line.contains("serving") {
+            let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc="));
+            // Nobody listens any more after the first.
+            _ = address.and_then(|address| address.parse().ok()).map(|address| serving.send(address));
+        }
+        log.push_str(&line);
+        log.push('\n');
+    }
+    log
+}
