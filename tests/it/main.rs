@@ -8,6 +8,7 @@ mod support {
     pub(crate) mod weir;
 }
 
+mod command;
 mod envoy;
 mod fuzz;
 mod protocol;

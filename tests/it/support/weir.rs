@@ -61,6 +61,11 @@ impl Weir {
         self.grpc
     }
 
+    /// Tells it to load its rules again.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::HUP).expect("it is there");
+    }
+
     /// Stops it as an operator does, with SIGTERM, which must end it with success.
     pub(crate) fn stop(mut self) {
         let status = end(&mut self.child).expect("weir ends after SIGTERM");

@@ -1,0 +1,290 @@
+//! The command line as a person or an init system meets it: what is printed, exit codes, signals.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use weir::proto::RateLimitServiceClient;
+
+use crate::support::server::{request, rules};
+use crate::support::weir::Weir;
+
+const RULES: &str =
+    "domain: api\ndescriptors:\n  - { key: user, rate_limit: { unit: hour, requests_per_unit: 2 } }\n";
+
+/// Exit code, standard output and standard error of a command that ends by itself.
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn hit(weir: &Weir, arguments: &[&str]) -> (i32, String, String) {
+    let target = weir.grpc().to_string();
+    run(&[&["hit", "--target", &target, "--domain", "api"], arguments].concat(), &[])
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64_and_says_what_is_wrong() {
+    for (arguments, said) in [
+        (&["serve", "--grcp", "x"][..], "--grpc"),
+        (&["serve", "--grpc", "nowhere"], "invalid value 'nowhere' for '--grpc <ADDR>'"),
+        (&["serve", "--max-buckets", "0"], "--max-buckets"),
+        (&["serve", "--drain-timeout", "soon"], "--drain-timeout"),
+        (&["serve", "--log", "weir=louder"], "--log weir=louder: "),
+        (&["explain", "--domain", "api", "user"], "`user` has no `=`"),
+        (&["hit", "user=a"], "--domain"),
+        (&["frobnicate"], "frobnicate"),
+        (&[], "Usage: weir"),
+    ] {
+        let (code, printed, error) = run(arguments, &[]);
+        assert_eq!((code, printed.as_str()), (64, ""), "{arguments:?}: {error}");
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    for arguments in
+        [&["--help"][..], &["--version"], &["serve", "--help"], &["check", "--help"], &["hit", "--help"]]
+    {
+        let (code, printed, error) = run(arguments, &[]);
+        assert_eq!((code, error.as_str()), (0, ""), "{arguments:?}");
+        assert!(!printed.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_setting_has_a_variable_and_an_unknown_one_is_warned_about() {
+    let (code, _, error) = run(&["serve"], &[("WEIR_GRPC", "nowhere")]);
+    assert_eq!(code, 64, "{error}");
+    let directory = rules("domain: [");
+    let environment = [
+        ("WEIR_RULES", directory.path().to_str().unwrap()),
+        ("WEIR_MAX_BUKETS", "5"),
+        ("WEIR_WHATEVER", "5"),
+        ("WEIR_SHADOW_MODE", "yes"),
+    ];
+    let (code, _, error) = run(&["serve"], &environment);
+    assert_eq!(code, 64, "{error}");
+    assert!(error.contains("WEIR_MAX_BUKETS sets nothing; did you mean WEIR_MAX_BUCKETS?"), "{error}");
+    assert!(error.contains("WEIR_WHATEVER sets nothing; `weir serve --help` lists the variables"), "{error}");
+}
+
+#[test]
+fn bad_rules_end_the_start_with_64_and_all_that_is_wrong() {
+    let directory =
+        rules("domain: api\ndescriptors:\n  - key: ''\n  - key: a\n    rate_limit: { unit: hors }\n");
+    let path = directory.path().to_str().unwrap();
+    for arguments in [&["serve", "--grpc", "127.0.0.1:0", "--rules", path][..], &["check", path]] {
+        let (code, printed, error) = run(arguments, &[]);
+        assert_eq!((code, printed.as_str()), (64, ""), "{error}");
+        for said in [
+            "rules.yaml:3:10 descriptors[0].key: the key is empty",
+            "did you mean `hour`?",
+            "weir: 2 errors in the rule files",
+        ] {
+            assert!(error.contains(said), "{said} is not in: {error}");
+        }
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_ends_the_start_with_1() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = rules(RULES);
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, _, error) =
+        run(&["serve", "--grpc", &address, "--rules", directory.path().to_str().unwrap()], &[]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
+}
+
+#[test]
+fn check_says_what_is_there_and_what_is_odd() {
+    let directory = rules(RULES);
+    fs::write(
+        directory.path().join("more.yml"),
+        "domain: web\ndescriptors:\n  - { key: a, shadow_mode: true }\n",
+    )
+    .unwrap();
+    let (code, printed, error) = run(&["check", directory.path().to_str().unwrap()], &[]);
+    assert_eq!(code, 0, "{error}");
+    let said = printed.lines().skip(1).collect::<Vec<_>>();
+    assert_eq!(said, ["  domain api: 1 limit", "  domain web: 0 limits", "ok, with 1 warning"]);
+    assert!(error.contains("descriptors[0].shadow_mode: warning: says nothing without"), "{error}");
+
+    let empty = tempfile::tempdir().unwrap();
+    let (code, _, error) = run(&["check", empty.path().to_str().unwrap()], &[]);
+    assert_eq!(code, 64);
+    assert!(error.contains("no *.yaml or *.yml file in this directory"), "{error}");
+}
+
+#[test]
+fn explain_tells_the_rule_the_limit_and_the_bucket_or_why_there_is_none() {
+    let directory = rules(
+        "
+domain: api
+descriptors:
+  - { key: file, value: 'a/*', share_threshold: true, rate_limit: { unit: hour, requests_per_unit: 2, burst: 1 } }
+  - { key: plan, rate_limit: { name: old, unit: hour, requests_per_unit: 2 } }
+  - { key: offer, shadow_mode: true, rate_limit: { unit: 30s, requests_per_unit: 0, replaces: [ { name: old } ] } }
+  - { key: free, rate_limit: { unlimited: true } }
+",
+    );
+    let path = directory.path().to_str().unwrap();
+    let explain = |domain: &str, descriptors: &[&str]| {
+        let (code, printed, error) =
+            run(&[&["explain", "--rules", path, "--domain", domain], descriptors].concat(), &[]);
+        assert_eq!((code, error.as_str()), (0, ""));
+        printed.replace(path, "")
+    };
+    assert_eq!(
+        explain("api", &["file=a/x", "plan=p", "offer=o", "free=f", "none=n"]),
+        "file=a/x
+  file=a/x: matches `file` with value `a/*` (/rules.yaml:4:5)
+  limit: 2 per hour, 1 at once (/rules.yaml:4:67)
+  bucket: domain `api`, file=a/* shared by all that match, limit `hour`
+plan=p
+  plan=p: matches `plan` with any value (/rules.yaml:5:5)
+  no limit: another descriptor's limit replaces `old`
+offer=o
+  offer=o: matches `offer` with any value (/rules.yaml:6:5)
+  limit: 0 per 30s: nothing is admitted, in shadow mode: denies nothing (/rules.yaml:6:50)
+  bucket: domain `api`, offer=o, limit `30s`
+free=f
+  free=f: matches `free` with any value (/rules.yaml:7:5)
+  limit: none, it is unlimited (/rules.yaml:7:30)
+none=n
+  none=n: matches nothing
+  no limit: no rule on this level has the key `none`; there is `file`, `free`, `offer`, `plan`
+"
+    );
+    assert_eq!(
+        explain("web", &["a=b"]),
+        "there are no rules for domain `web`, so every call for it is OK; there is `api`\n"
+    );
+}
+
+#[test]
+fn hit_prints_the_answer_for_people_and_as_the_protocols_json() {
+    let directory = rules(RULES);
+    let weir = Weir::start(directory.path());
+    let (code, printed, error) = hit(&weir, &["user=a", "ip=x"]);
+    assert_eq!(
+        (code, printed.as_str(), error.as_str()),
+        (0, "OK\n  user=a: OK, 2 per hour, 1 left, full in 1800 s\n  ip=x: OK, no limit applies\n", "")
+    );
+    let (_, printed, _) = hit(&weir, &["--hits", "2", "user=a"]);
+    assert_eq!(
+        printed,
+        "OVER_LIMIT\n  user=a: OVER_LIMIT, 2 per hour, 1 left, fits in 1800 s\n  retry-after: 1800\n"
+    );
+    let (_, printed, _) = hit(&weir, &["--hits", "0", "user=a"]);
+    assert!(printed.contains("1 left"), "a peek charges nothing: {printed}");
+    let (_, printed, _) = hit(&weir, &["--give-back", "user=a"]);
+    assert!(printed.contains("2 left"), "{printed}");
+
+    let (code, printed, _) = hit(&weir, &["--json", "user=b"]);
+    let answer: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(
+        answer,
+        serde_json::json!({
+            "overallCode": "OK",
+            "statuses": [{
+                "code": "OK",
+                "currentLimit": { "requestsPerUnit": 2, "unit": "HOUR" },
+                "limitRemaining": 1,
+                "durationUntilReset": "1800s",
+            }],
+        })
+    );
+    weir.stop();
+}
+
+#[test]
+fn hit_says_why_there_is_no_answer_and_ends_with_1() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, printed, error) = run(&["hit", "--target", &nobody, "--domain", "api", "a=b"], &[]);
+    assert_eq!((code, printed.as_str()), (1, ""));
+    assert!(error.contains(&format!("cannot reach {nobody}: Connection refused")), "{error}");
+
+    let directory = rules(RULES);
+    let weir = Weir::start(directory.path());
+    let target = weir.grpc().to_string();
+    let (code, _, error) = run(&["hit", "--target", &target, "--domain", "", "a=b"], &[]);
+    assert_eq!(code, 1);
+    assert!(error.contains("answers InvalidArgument: domain: empty"), "{error}");
+}
+
+#[tokio::test]
+async fn sigterm_ends_the_process_with_0_at_once_also_with_idle_clients() {
+    let directory = rules(RULES);
+    let weir = Weir::start(directory.path());
+    let url = format!("http://{}", weir.grpc());
+    let mut client = RateLimitServiceClient::connect(url).await.unwrap();
+    client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap();
+    #[allow(clippy::disallowed_methods, reason = "how long a real process takes")]
+    let start = Instant::now();
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?} of the thirty seconds", start.elapsed());
+    client.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap_err();
+}
+
+#[test]
+fn the_drain_ends_within_its_bound_also_with_connections_that_never_speak() {
+    let directory = rules(RULES);
+    let arguments = ["--grpc", "127.0.0.1:0", "--drain-timeout", "300ms", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([directory.path().as_os_str()]));
+    let idle: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(weir.grpc()).unwrap()).collect();
+    #[allow(clippy::disallowed_methods, reason = "how long a real process takes")]
+    let start = Instant::now();
+    weir.stop();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    drop(idle);
+}
+
+fn write(directory: &Path, text: &str) {
+    // As editors do: a new file in place of the old one.
+    let new = directory.join(".rules.yaml.new");
+    fs::write(&new, text).unwrap();
+    fs::rename(new, directory.join("rules.yaml")).unwrap();
+}
+
+/// Asks until the answer contains `text`, or fails.
+fn await_answer(weir: &Weir, descriptor: &str, text: &str) {
+    let mut last = String::new();
+    for _ in 0..100 {
+        last = hit(weir, &["--hits", "0", descriptor]).1;
+        if last.contains(text) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no answer with {text}: {last}");
+}
+
+#[test]
+fn sighup_loads_the_rules_again_and_refuses_bad_ones() {
+    let directory = rules(RULES);
+    let weir = Weir::start(directory.path());
+    hit(&weir, &["user=a"]);
+    write(directory.path(), &RULES.replace("requests_per_unit: 2", "requests_per_unit: 10"));
+    weir.hang_up();
+    await_answer(&weir, "user=a", "10 per hour, 9 left");
+
+    write(directory.path(), "domain: [");
+    weir.hang_up();
+    // Nothing to be seen from outside but that it goes on; then a good file shows that it was looked at.
+    await_answer(&weir, "user=a", "10 per hour, 9 left");
+    write(directory.path(), &RULES.replace("requests_per_unit: 2", "requests_per_unit: 20"));
+    weir.hang_up();
+    await_answer(&weir, "user=a", "20 per hour, 19 left");
+    weir.stop();
+}
