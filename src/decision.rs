@@ -88,17 +88,17 @@ pub fn decide(charges: &[Charge], places: &[usize], buckets: &mut [Bucket], now:
 
     let denied = denies(charges, &verdicts);
     if denied {
-        // As they were, but for what is given back whatever the answer.
+        // As they were, but for what is given back whatever the answer, and what a denial must not leave unsaid.
         buckets.copy_from_slice(&before);
-        for ((charge, place), verdict) in charges.iter().zip(places).zip(&verdicts) {
+        for (charge, place) in charges.iter().zip(places) {
             match (buckets.get_mut(*place), charge.hits) {
                 (Some(bucket), Hits::GiveBack(_)) => _ = bucket.take(&charge.limit, charge.hits, now),
-                (Some(bucket), _) if verdict.outcome != Outcome::Fits => bucket.settle(&charge.limit, now),
-                _ => {}
+                (Some(bucket), _) => bucket.settle(&charge.limit, now),
+                (None, _) => {}
             }
         }
         for ((charge, place), verdict) in charges.iter().zip(places).zip(&mut verdicts) {
-            if let (Outcome::Fits, Some(bucket)) = (verdict.outcome, buckets.get(*place)) {
+            if let Some(bucket) = buckets.get(*place) {
                 verdict.remaining = bucket.remaining(&charge.limit, now);
                 verdict.full_in = bucket.full_in(&charge.limit, now);
             }

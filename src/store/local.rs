@@ -12,11 +12,10 @@
 //!
 //! To find whom to evict, a shard is read through once for its soonest eighth, which then goes one by one, each looked
 //! at again before. The cap is divided evenly among the shards, which hold about a thousand buckets each: so a pass is
-//! short, and is paid for by the hundred insertions that it serves.
+//! short, and is mostly paid for by a hundred insertions or more.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::mem;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,6 +32,9 @@ use crate::decision::{BucketKey, Charge, Decision, RuleId, decide, decide_one};
 /// Buckets that a shard holds at the cap, about: what one pass for candidates may cost.
 const SHARD_SIZE: usize = 1_024;
 
+/// Buckets that a pass lists at least, if there are as many: few that each cost another pass would be dear.
+const LISTED: usize = 128;
+
 /// How long a shard that holds nothing to evict is left in peace at least, in microseconds.
 const PAUSE: Micros = 1_000;
 
@@ -40,7 +42,7 @@ const PAUSE: Micros = 1_000;
 #[derive(Debug)]
 pub struct LocalStore {
     clock: Clock,
-    buckets: DashMap<BucketKey, Slot, BuildHasherDefault<KeyHasher>>,
+    buckets: DashMap<BucketKey, Slot>,
     /// One for each shard of `buckets`; locked only under that shard's lock.
     candidates: Box<[Mutex<Candidates>]>,
     /// Buckets that a shard may hold, overflow buckets not counted.
@@ -92,7 +94,7 @@ impl LocalStore {
         let shards = (capacity.get() / SHARD_SIZE).next_power_of_two().clamp(2, 4_096);
         Self {
             clock,
-            buckets: DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), shards),
+            buckets: DashMap::with_shard_amount(shards),
             candidates: (0..shards).map(|_| Mutex::default()).collect(),
             shard_capacity: capacity.get().div_ceil(shards),
             evicted: AtomicU64::new(0),
@@ -124,11 +126,16 @@ impl LocalStore {
         let key = charge.bucket;
         {
             let index = self.shard_of(key);
-            let Some(mut shard) = self.lock(index) else { return decide(&[*charge], &[], &mut [], 0) };
+            let Some(mut shard) = self.lock(index) else {
+                return decide(&[*charge], &[usize::MAX], &mut [], 0);
+            };
             let now = self.clock.now();
             if let Some(slot) = find(&mut shard, key) {
                 slot.burst = charge.limit.burst();
-                return decide_one(charge, &mut slot.bucket, now);
+                let decision = decide_one(charge, &mut slot.bucket, now);
+                let token_at = slot.bucket.token_at(slot.burst);
+                self.note_rewritten(index, &shard, token_at);
+                return decision;
             }
             if self.has_room(index, &mut shard, 1, &[key], now) {
                 let mut bucket = Bucket::FULL;
@@ -214,7 +221,7 @@ impl LocalStore {
         let kept = Slot { bucket, burst: limit.burst() };
         if let Some(slot) = find(shard, key) {
             *slot = kept;
-            return;
+            return self.note_rewritten(index, shard, bucket.token_at(kept.burst));
         }
         let full_at = bucket.full_at();
         if full_at <= now {
@@ -223,12 +230,20 @@ impl LocalStore {
         let mut candidates = self.candidates(index);
         if shard.len() == shard.capacity() {
             // Before the shard grows: what is full goes.
-            candidates.pass(shard, now);
+            candidates.pass(shard, &[key], now);
         }
         shard.insert_entry(hash(key), (key, SharedValue::new(kept)), |(key, _)| hash(*key));
         candidates.next_pass = candidates.next_pass.min(kept.bucket.token_at(kept.burst));
         if !candidates.soonest.is_empty() && full_at < candidates.until {
             candidates.soonest.push(Reverse((full_at, key)));
+        }
+    }
+
+    /// A bucket of a shard that is at its cap has a whole token from `token_at` on: it may be one to evict by then.
+    fn note_rewritten(&self, index: usize, shard: &Shard<'_>, token_at: Micros) {
+        if shard.len() >= self.shard_capacity {
+            let mut candidates = self.candidates(index);
+            candidates.next_pass = candidates.next_pass.min(token_at);
         }
     }
 
@@ -241,6 +256,9 @@ impl LocalStore {
         spared: &[BucketKey],
         now: Micros,
     ) -> bool {
+        if wanted > self.shard_capacity {
+            return false;
+        }
         while shard.len() + wanted > self.shard_capacity {
             let mut candidates = self.candidates(index);
             match candidates.evict(shard, spared, now) {
@@ -289,57 +307,56 @@ enum Evicted {
 }
 
 impl Candidates {
-    /// Evicts the bucket that is soonest full and has a whole token.
+    /// Evicts the bucket that is soonest full and has a whole token, but none of `spared`.
     fn evict(&mut self, shard: &mut Shard<'_>, spared: &[BucketKey], now: Micros) -> Evicted {
-        let mut put_back: SmallVec<[Reverse<(Micros, BucketKey)>; 4]> = SmallVec::new();
-        let evicted = loop {
+        loop {
             let Some(Reverse((expected, key))) = self.soonest.pop() else {
                 if now < self.next_pass {
-                    break Evicted::None;
+                    return Evicted::None;
                 }
                 let before = shard.len();
-                self.pass(shard, now);
+                self.pass(shard, spared, now);
                 if shard.len() < before {
-                    break Evicted::Full;
+                    return Evicted::Full;
                 }
                 if self.soonest.is_empty() {
-                    break Evicted::None;
+                    return Evicted::None;
                 }
                 continue;
             };
             let Some(slot) = find(shard, key).copied() else { continue };
             let full_at = slot.bucket.full_at();
-            if spared.contains(&key) {
-                put_back.push(Reverse((full_at, key)));
-            } else if full_at > self.until || slot.bucket.token_at(slot.burst) > now {
-                // Charged since: no longer among the soonest, or being limited.
-            } else if full_at > expected {
-                self.soonest.push(Reverse((full_at, key)));
-            } else {
-                shard.erase_entry(hash(key), |(other, _)| *other == key);
-                break if full_at <= now { Evicted::Full } else { Evicted::InUse };
+            if spared.contains(&key) || full_at > self.until || slot.bucket.token_at(slot.burst) > now {
+                // About to be charged; or charged since, so that it is no longer among the soonest, or being limited.
+                continue;
             }
-        };
-        self.soonest.extend(put_back);
-        evicted
+            if full_at > expected {
+                self.soonest.push(Reverse((full_at, key)));
+                continue;
+            }
+            shard.erase_entry(hash(key), |(other, _)| *other == key);
+            return if full_at <= now { Evicted::Full } else { Evicted::InUse };
+        }
     }
 
-    /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full.
-    fn pass(&mut self, shard: &mut Shard<'_>, now: Micros) {
+    /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full. Those that
+    /// are `spared` are neither forgotten nor listed.
+    fn pass(&mut self, shard: &mut Shard<'_>, spared: &[BucketKey], now: Micros) {
         let table = mem::take(&mut **shard);
-        let mut next_token = Micros::MAX;
+        let mut next_pass = Micros::MAX;
         let mut evictable: Vec<(Micros, BucketKey)> = Vec::new();
         let mut kept: Vec<(BucketKey, SharedValue<Slot>)> = Vec::with_capacity(table.len());
         for (key, slot) in table {
-            let full_at = slot.get().bucket.full_at();
-            if full_at <= now {
+            let Slot { bucket, burst } = slot.get();
+            let (full_at, token_at) = (bucket.full_at(), bucket.token_at(*burst));
+            if spared.contains(&key) {
+                next_pass = 0;
+            } else if full_at <= now {
                 continue;
-            }
-            let token_at = slot.get().bucket.token_at(slot.get().burst);
-            if token_at <= now {
+            } else if token_at <= now {
                 evictable.push((full_at, key));
             } else {
-                next_token = next_token.min(token_at);
+                next_pass = next_pass.min(token_at);
             }
             kept.push((key, slot));
         }
@@ -349,15 +366,15 @@ impl Candidates {
             shard.insert_entry(hash(entry.0), entry, |(key, _)| hash(*key));
         }
 
-        let eighth = evictable.len().div_ceil(8);
-        if eighth > 0 {
-            evictable.select_nth_unstable(eighth - 1);
-            evictable.truncate(eighth);
+        let listed = evictable.len().div_ceil(8).max(LISTED).min(evictable.len());
+        if let Some(last) = listed.checked_sub(1) {
+            evictable.select_nth_unstable(last);
+            evictable.truncate(listed);
         }
         self.until = evictable.iter().map(|(full_at, _)| *full_at).max().unwrap_or(0);
         self.soonest = evictable.into_iter().map(Reverse).collect();
         let nothing_to_evict = self.soonest.is_empty() && !shard.is_empty();
-        self.next_pass = if nothing_to_evict { next_token.max(now.saturating_add(PAUSE)) } else { 0 };
+        self.next_pass = if nothing_to_evict { next_pass.max(now.saturating_add(PAUSE)) } else { 0 };
     }
 }
 
@@ -386,26 +403,6 @@ fn hash(key: BucketKey) -> u64 {
 #[allow(clippy::cast_possible_truncation, reason = "as many bits as the map has use for")]
 fn hash_usize(key: BucketKey) -> usize {
     key.0 as usize
-}
-
-/// [`hash`], as the map asks for it.
-#[derive(Clone, Default)]
-struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u128(&mut self, key: u128) {
-        self.0 = hash(BucketKey(key));
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::thread;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::bucket::{Hits, Outcome};
 use crate::decision::Mode;
@@ -174,6 +176,91 @@ fn a_request_of_several_newcomers_is_decided_as_one_also_without_room() {
     assert!(store.decide(&request).denied);
     let untouched = store.decide(&[Charge { rule: RuleId(2), ..charge("z", 2, 2) }]);
     assert!(!untouched.denied);
+}
+
+#[test]
+fn buckets_of_the_request_itself_are_not_evicted_for_it_and_nobody_waits_for_others() {
+    // Two shards of two: a request whose own buckets are all that could go, in a shard of nothing but limited ones.
+    let clock = Clock::manual(NOW);
+    let store = store(4, &clock);
+    for n in 0..200 {
+        let _ = store.decide(&[charge(n, 1, 1)]);
+        let _ = store.decide(&[peek(charge("good", 100, 1)), charge(format_args!("new {n}"), 1, 1)]);
+        let _ = store.decide(&[charge("good", 100, 1), charge(format_args!("newer {n}"), 1, 1)]);
+        let crowd: Vec<Charge> = (0..8).map(|m| charge(format_args!("{n} {m}"), 2, 1)).collect();
+        let _ = store.decide(&crowd);
+    }
+    assert!(store.usage().buckets <= store.usage().capacity + 1);
+}
+
+#[test]
+fn tokens_given_back_make_room_at_once() {
+    let store = store(2_000, &Clock::manual(NOW));
+    let capacity = store.usage().capacity;
+    let callers: Vec<Charge> = (0..2 * capacity).map(|n| charge(n, 1, 1)).collect();
+    for caller in &callers {
+        let _ = store.decide(&[*caller]);
+    }
+    assert!(store.usage().overflowed > 0, "all that is held is limited");
+    for caller in &callers {
+        let _ = store.decide(&[Charge { hits: Hits::GiveBack(1), ..*caller }]);
+    }
+    let overflowed = store.usage().overflowed;
+    assert!((0..capacity).all(|n| !denied(&store, charge(format_args!("new {n}"), 9, 1))));
+    assert_eq!(store.usage().overflowed, overflowed);
+}
+
+/// Requests of several charges, over few keys and limits.
+fn requests() -> impl Strategy<Value = (Vec<Charge>, Micros)> {
+    let hits = prop_oneof![
+        4 => (1..4u64).prop_map(Hits::Take),
+        1 => Just(Hits::Peek),
+        1 => (0..3u64).prop_map(Hits::GiveBack),
+    ];
+    let charge = (0..24u32, hits).prop_map(|(name, hits)| {
+        let rule = name % 3;
+        Charge { hits, rule: RuleId(rule.into()), ..charge(name, 1 + rule, 1) }
+    });
+    (prop::collection::vec(charge, 1..5), prop_oneof![3 => Just(0), 1 => 0..HOUR])
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_a_small_store_answers_keeps_its_cap_and_never_drops_a_limited_bucket(
+        capacity in 1..17usize,
+        requests in prop::collection::vec(requests(), 1..80),
+    ) {
+        let clock = Clock::manual(NOW);
+        let store = store(capacity, &clock);
+        for (request, pause) in requests {
+            clock.advance(pause);
+            let now = clock.now();
+            let limited = held(&store, |slot| slot.bucket.token_at(slot.burst) > now);
+            let before = held(&store, |_| true);
+            let decision = store.decide(&request);
+            prop_assert_eq!(decision.verdicts.len(), request.len());
+
+            let after = held(&store, |_| true);
+            for (key, _) in limited {
+                prop_assert!(after.iter().any(|(other, _)| *other == key), "a limited bucket is gone");
+            }
+            prop_assert!(after.iter().filter(|(key, _)| !is_overflow(*key)).count() <= store.usage().capacity);
+            let takes = request.iter().all(|charge| !matches!(charge.hits, Hits::GiveBack(_)));
+            if decision.denied && takes {
+                // What is still held has as much left as before.
+                for (key, slot) in before {
+                    let Some((_, kept)) = after.iter().find(|(other, _)| *other == key) else { continue };
+                    prop_assert!(kept.bucket.full_at() <= slot.bucket.full_at(), "a denied request took something");
+                }
+            }
+        }
+    }
+}
+
+fn held(store: &LocalStore, which: impl Fn(&Slot) -> bool) -> Vec<(BucketKey, Slot)> {
+    let mut held: Vec<_> = store.buckets.iter().map(|entry| (*entry.key(), *entry.value())).collect();
+    held.retain(|(_, slot)| which(slot));
+    held
 }
 
 #[test]
