@@ -1,13 +1,18 @@
 //! Wires the parts, binds, serves until it is told to stop, and drains.
 
+use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -35,7 +40,7 @@ pub enum Error {
         /// The address.
         address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The system has no randomness to give.
     #[error("no randomness for the bucket keys: {0}")]
@@ -56,6 +61,8 @@ pub struct App {
     address: SocketAddr,
     watch: Arc<Watch>,
     limiter: Arc<Limiter>,
+    /// Rings on SIGHUP.
+    hangup: Signal,
 }
 
 impl App {
@@ -66,18 +73,23 @@ impl App {
     /// # Errors
     /// When the rules are wrong, or the address is taken.
     pub async fn bind(settings: Settings) -> Result<Self, Error> {
+        // First of all, or a SIGHUP that comes while the files are read would end the process.
+        let hangup = signal(SignalKind::hangup())
+            .map_err(|error| Error::Start(format!("cannot wait for SIGHUP: {error}")))?;
         let clock = Clock::system();
         let watch = Arc::new(Watch::new(&settings.rules, clock.clone()));
-        match watch.reload() {
-            Ok(()) | Err(LoadError::Nothing { .. }) => {}
-            Err(error) => return Err(error.into()),
+        let loading = Arc::clone(&watch);
+        match tokio::task::spawn_blocking(move || loading.start()).await {
+            Ok(Ok(()) | Err(LoadError::Nothing { .. })) => {}
+            Ok(Err(error)) => return Err(error.into()),
+            Err(error) => return Err(Error::Start(format!("loading the rules ended: {error}"))),
         }
         let bind_error = |source| Error::Bind { address: settings.grpc, source };
         let listener = TcpListener::bind(settings.grpc).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
         let store = LocalStore::new(settings.max_buckets, clock);
         let limiter = Arc::new(Limiter::new(store, KeySeed::random()?));
-        Ok(Self { settings, listener, address, watch, limiter })
+        Ok(Self { settings, listener, address, watch, limiter, hangup })
     }
 
     /// The address that gRPC is answered on.
@@ -91,7 +103,7 @@ impl App {
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-        let Self { settings, listener, address, watch, limiter } = self;
+        let Self { settings, listener, address, watch, limiter, mut hangup } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, watch.is_loaded()).await;
         let reflection = || {
@@ -122,13 +134,15 @@ impl App {
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(start_error)?)
             .add_service(reflection().build_v1alpha().map_err(start_error)?)
-            .serve_with_incoming_shutdown(incoming(listener), async move { drain.notified().await });
+            .serve_with_incoming_shutdown(incoming(TcpListenerStream::new(listener)), async move {
+                drain.notified().await;
+            });
         tracing::info!(grpc = %address, "serving");
 
         tokio::pin!(server);
         tokio::select! {
             ended = &mut server => return Ok(ended?),
-            error = keep_rules(&watch, &health) => return Err(error),
+            never = keep_rules(&watch, &health, &mut hangup) => match never {},
             () = shutdown => {}
         }
         tracing::info!(longest = ?settings.drain_timeout, "draining");
@@ -136,33 +150,59 @@ impl App {
         draining.notify_one();
         match tokio::time::timeout(settings.drain_timeout, server).await {
             Ok(ended) => ended?,
-            Err(_) => tracing::warn!("calls were still under way when the time to drain was over"),
+            Err(_) => tracing::warn!("connections were still open when the time to drain was over"),
         }
         tracing::info!("stopped");
         Ok(())
     }
 }
 
+/// How long no connection is accepted after one could not be: the system is out of something, most likely of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Connections, each without delay: a decision is one small message, and must not wait for another to travel with.
-fn incoming(
-    listener: TcpListener,
-) -> impl tokio_stream::Stream<Item = std::io::Result<tokio::net::TcpStream>> {
-    use tokio_stream::StreamExt as _;
-    TcpListenerStream::new(listener).map(|connection| {
-        connection.inspect(|connection| {
-            if let Err(error) = connection.set_nodelay(true) {
-                tracing::debug!(%error, "a connection is gone already");
+///
+/// When none can be accepted it says so, once until it goes well again, and waits: trying on at once would take a core.
+fn incoming<C: Accepted>(
+    connections: impl Stream<Item = io::Result<C>>,
+) -> impl Stream<Item = io::Result<C>> {
+    let troubled = Arc::new(AtomicBool::new(false));
+    connections.then(move |connection| {
+        let troubled = Arc::clone(&troubled);
+        async move {
+            match &connection {
+                Ok(connection) => {
+                    troubled.store(false, Ordering::Relaxed);
+                    if let Err(error) = connection.send_at_once() {
+                        tracing::debug!(%error, "a connection is gone already");
+                    }
+                }
+                Err(error) => {
+                    if !troubled.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "connections cannot be accepted; trying on");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
-        })
+            connection
+        }
     })
 }
 
-/// Waits for rules if there are none, and loads them again on SIGHUP. Returns only what keeps it from that.
-async fn keep_rules(watch: &Arc<Watch>, health: &HealthReporter) -> Error {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => return Error::Start(format!("cannot wait for SIGHUP: {error}")),
-    };
+/// A connection that has been accepted.
+trait Accepted {
+    /// Sends small messages without waiting for more.
+    fn send_at_once(&self) -> io::Result<()>;
+}
+
+impl Accepted for TcpStream {
+    fn send_at_once(&self) -> io::Result<()> {
+        self.set_nodelay(true)
+    }
+}
+
+/// Waits for rules if there are none, and loads them again on SIGHUP, for ever.
+async fn keep_rules(watch: &Arc<Watch>, health: &HealthReporter, hangup: &mut Signal) -> Infallible {
     loop {
         tokio::select! {
             () = Arc::clone(watch).loaded(), if !watch.is_loaded() => {}
@@ -180,5 +220,28 @@ async fn set_health(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in HEALTH_NAMES {
         health.set_service_status(name, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Accepted for u8 {
+        fn send_at_once(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_cannot_be_accepted_are_tried_for_ten_times_a_second_not_in_a_loop() {
+        let out_of_files = || Err(io::Error::from_raw_os_error(24));
+        let mut attempts: Vec<io::Result<u8>> = (0..10).map(|_| out_of_files()).collect();
+        attempts.push(Ok(1));
+        #[allow(clippy::disallowed_methods, reason = "the runtime's paused clock")]
+        let start = tokio::time::Instant::now();
+        let connections: Vec<io::Result<u8>> = incoming(tokio_stream::iter(attempts)).collect().await;
+        assert_eq!(connections.last().unwrap().as_ref().unwrap(), &1);
+        assert_eq!(start.elapsed(), ACCEPT_PAUSE * 10);
     }
 }

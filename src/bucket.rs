@@ -76,6 +76,12 @@ impl Limit {
         Self { since: moment, ..self }
     }
 
+    /// The moment that this limit is in force since; see [`Limit::since`].
+    #[must_use]
+    pub fn in_force_since(&self) -> Micros {
+        self.since
+    }
+
     /// Tokens that a full bucket holds.
     #[must_use]
     pub fn burst(&self) -> f64 {

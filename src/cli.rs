@@ -13,7 +13,7 @@ use clap::{CommandFactory as _, Parser};
 
 use crate::app::{self, App};
 use crate::clock::Clock;
-use crate::rules::{self, LoadError, RuleSet, Severity};
+use crate::rules::{self, LoadError, RuleSet};
 use crate::settings::{self, Settings};
 use crate::telemetry;
 
@@ -43,7 +43,7 @@ enum Command {
     /// Exits with 0 when the rules can be used and with 64 when they cannot.
     Check {
         /// Directory of rule files, or a single file
-        #[arg(value_name = "PATH", default_value = "config")]
+        #[arg(env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
         rules: PathBuf,
     },
 
@@ -101,23 +101,28 @@ fn serve(settings: Settings) -> ExitCode {
             None => tracing::warn!("{name} sets nothing; `weir serve --help` lists the variables"),
         }
     }
-    let served = runtime().map(|runtime| {
-        runtime.block_on(async {
-            let app = App::bind(settings).await?;
-            let stop = termination()?;
-            app.run(stop).await
-        })
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(EX_FAILED, &error),
+    };
+    let served = runtime.block_on(async {
+        // Before anything else, so that a signal is heeded from the start.
+        let mut stop = std::pin::pin!(termination()?);
+        tokio::select! {
+            app = App::bind(settings) => app?.run(stop).await,
+            () = &mut stop => Ok(()),
+        }
     });
+    // What still reads files is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
     match served {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        // The log has every error of the files.
-        Ok(Err(error @ app::Error::Rules(_))) => fail(EX_USAGE, &error.to_string()),
-        Ok(Err(error)) => fail(EX_FAILED, &error.to_string()),
-        Err(error) => fail(EX_FAILED, &error),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(app::Error::Rules(error)) => refuse(&error),
+        Err(error) => fail(EX_FAILED, &error.to_string()),
     }
 }
 
-/// Completes on SIGTERM or SIGINT. Listens from now on, so that no signal is missed while the app starts.
+/// Completes on SIGTERM or SIGINT, which are listened for from now on.
 fn termination() -> Result<impl Future<Output = ()> + Send, app::Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen =
@@ -150,25 +155,17 @@ fn check(path: &std::path::Path) -> ExitCode {
 
 /// Loads rules, and prints what is wrong or odd about them.
 fn load(path: &std::path::Path) -> Result<RuleSet, ExitCode> {
-    match rules::load(path, Clock::system().now()) {
-        Ok(set) => {
-            set.warnings().iter().for_each(|warning| message(&warning.to_string()));
-            Ok(set)
-        }
-        Err(error) => {
-            if let LoadError::Rejected(problems) = &error {
-                problems
-                    .iter()
-                    .filter(|problem| problem.severity == Severity::Warning)
-                    .for_each(|warning| message(&warning.to_string()));
-                problems
-                    .iter()
-                    .filter(|problem| problem.severity == Severity::Error)
-                    .for_each(|error| message(&error.to_string()));
-            }
-            Err(fail(EX_USAGE, &error.to_string()))
-        }
+    let set = rules::load(path, Clock::system().now()).map_err(|error| refuse(&error))?;
+    set.warnings().iter().for_each(|warning| message(&warning.to_string()));
+    Ok(set)
+}
+
+/// Prints why rules cannot be used.
+fn refuse(error: &LoadError) -> ExitCode {
+    if let LoadError::Rejected(problems) = error {
+        problems.iter().for_each(|problem| message(&problem.to_string()));
     }
+    fail(EX_USAGE, &error.to_string())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, String> {
@@ -177,9 +174,6 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .build()
         .map_err(|error| format!("cannot start threads: {error}"))
 }
-
-/// Longest time that a call may take, if the command line does not say.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn answer(text: &str) -> ExitCode {
     // Whoever reads may have read enough and gone: no failure of ours.

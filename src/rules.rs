@@ -4,12 +4,16 @@
 //! with the files. A set never changes; a reload makes a new one. Looking up is pure: no I/O, no locks, no time.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+use crate::bucket::Limit;
 use crate::clock::Micros;
+use crate::decision::RuleId;
 
 mod compile;
 mod explain;
@@ -19,6 +23,7 @@ mod tree;
 mod watch;
 mod yaml;
 
+pub(crate) use explain::text;
 pub use explain::{Explanation, Step};
 pub use file::Unit;
 pub use problem::{Place, Problem, Severity};
@@ -30,9 +35,6 @@ use compile::Compiler;
 
 /// A rule file may be so many bytes long: a hundred thousand rules are about ten million.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
-
-/// Directories in directories, from the one that is named.
-const MAX_DIRECTORY_DEPTH: usize = 16;
 
 /// All rules of all domains.
 #[derive(Debug, Default)]
@@ -89,6 +91,31 @@ impl RuleSet {
             return Err(LoadError::Rejected(found));
         }
         Ok(Self { domains, files, warnings: found })
+    }
+
+    /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now.
+    ///
+    /// Otherwise each reload would look like a change of every limit to the buckets that have not been used since.
+    pub fn succeed(&mut self, previous: &Self) {
+        let before: HashMap<RuleId, Limit> = previous
+            .domains
+            .values()
+            .flat_map(Domain::rules)
+            .filter_map(|rule| match rule.allowance {
+                Allowance::Limited { limit, .. } => Some((rule.id, limit)),
+                Allowance::Unlimited => None,
+            })
+            .collect();
+        for domain in self.domains.values_mut() {
+            domain.root.for_each_rule(&mut |rule| {
+                if let Allowance::Limited { limit, .. } = &mut rule.allowance
+                    && let Some(before) = before.get(&rule.id)
+                    && limit.since(before.in_force_since()) == *before
+                {
+                    *limit = *before;
+                }
+            });
+        }
     }
 
     /// The rules of a domain.
@@ -182,7 +209,7 @@ pub fn load(path: &FilePath, since: Micros) -> Result<RuleSet, LoadError> {
         Ok(metadata) if metadata.is_file() => vec![Found::File(path.to_owned())],
         Ok(_) => {
             let mut found = Vec::new();
-            list(path, 0, &mut found);
+            list(path, &mut Vec::new(), &mut found);
             found
         }
         Err(error) => return Err(nothing(error.to_string())),
@@ -206,15 +233,21 @@ enum Found {
     Trouble(PathBuf, String),
 }
 
-fn list(directory: &FilePath, depth: usize, found: &mut Vec<Found>) {
+/// Lists a directory. `way` names the directories that lead to it, each as a device and an inode: a link back to one of
+/// them is not followed, since what it leads to is being read.
+fn list(directory: &FilePath, way: &mut Vec<(u64, u64)>, found: &mut Vec<Found>) {
     let trouble = |path: &FilePath, reason: String| Found::Trouble(path.to_owned(), reason);
-    if depth > MAX_DIRECTORY_DEPTH {
-        let reason = format!("more than {MAX_DIRECTORY_DEPTH} directories deep; does a link lead back up?");
-        return found.push(trouble(directory, reason));
+    match std::fs::metadata(directory).map(|metadata| (metadata.dev(), metadata.ino())) {
+        Ok(here) if way.contains(&here) => return,
+        Ok(here) => way.push(here),
+        Err(error) => return found.push(trouble(directory, format!("cannot be read: {error}"))),
     }
     let entries = match std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
         Ok(entries) => entries,
-        Err(error) => return found.push(trouble(directory, format!("cannot be listed: {error}"))),
+        Err(error) => {
+            way.pop();
+            return found.push(trouble(directory, format!("cannot be listed: {error}")));
+        }
     };
     let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
     paths.sort();
@@ -225,12 +258,13 @@ fn list(directory: &FilePath, depth: usize, found: &mut Vec<Found>) {
         let is_rules = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
         // Follows links: a ConfigMap's files are links.
         match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => list(&path, depth + 1, found),
+            Ok(metadata) if metadata.is_dir() => list(&path, way, found),
             Ok(metadata) if is_rules && metadata.is_file() => found.push(Found::File(path)),
             Err(error) if is_rules => found.push(trouble(&path, format!("cannot be read: {error}"))),
             Ok(_) | Err(_) => {}
         }
     }
+    way.pop();
 }
 
 fn read_file(path: &FilePath, compiler: &mut Compiler) {

@@ -152,7 +152,7 @@ impl Service {
         descriptor: &convert::Descriptor<'_>,
         limit: &Override,
     ) -> Charge {
-        let unit = limit.unit.to_string();
+        let unit = limit.unit.name().unwrap_or_default();
         let mut key = self.limiter.keys().key(domain);
         for Entry { key: name, value } in &descriptor.entries {
             key.entry(name, value);

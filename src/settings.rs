@@ -16,7 +16,7 @@ pub struct Settings {
     pub rules: PathBuf,
 
     /// Address on which to answer gRPC; port 0 takes any free one
-    #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081")]
+    #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
     pub grpc: SocketAddr,
 
     /// Buckets kept in memory, about 100 bytes each
@@ -59,6 +59,11 @@ pub struct Settings {
     pub log: String,
 }
 
+/// An address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8081 or [::]:8081".to_owned())
+}
+
 /// Variables of the environment that begin with `WEIR_` and set nothing, each with the nearest one that does.
 #[must_use]
 pub fn unknown_variables(
@@ -75,9 +80,12 @@ pub fn unknown_variables(
     let unknown = names.filter(|name| name.starts_with("WEIR_") && !known.contains(name));
     unknown
         .map(|name| {
-            let distances = known.iter().map(|known| (strsim::damerau_levenshtein(known, &name), known));
+            let distance = |known: &str| strsim::damerau_levenshtein(known, &name);
+            let nearest = known.iter().map(|known| (distance(known), known)).min();
+            // What all names begin with is no likeness.
+            let near = |known: &str| 1 + (known.len() - "WEIR_".len()) / 4;
             let nearest =
-                distances.min().filter(|(distance, _)| *distance <= 4).map(|(_, known)| known.clone());
+                nearest.filter(|(distance, known)| *distance <= near(known)).map(|(_, known)| known.clone());
             (name, nearest)
         })
         .collect()

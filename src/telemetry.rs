@@ -18,6 +18,12 @@ pub struct BadFilter {
 /// When the filter cannot be read.
 pub fn start(filter: &str) -> Result<(), BadFilter> {
     let bad = |reason: String| BadFilter { filter: filter.to_owned(), reason };
+    // A bare word would be taken for the name of a module, and a misspelt level would silence everything.
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let odd = |part: &&str| !part.contains('=') && !LEVELS.contains(&part.to_lowercase().as_str());
+    if let Some(part) = filter.split(',').map(str::trim).find(odd) {
+        return Err(bad(format!("`{part}` is no level")));
+    }
     let filter = EnvFilter::builder().parse(filter).map_err(|error| bad(error.to_string()))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)

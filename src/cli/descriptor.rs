@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::rules::Entry;
+use crate::rules::{Entry, text};
 
 /// A descriptor, read from an argument. `\,` `\=` and `\\` are those characters, `\xff` is any byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl fmt::Display for DescriptorArg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (key, value)) in self.entries.iter().enumerate() {
             let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(value))?;
+            write!(f, "{comma}{}={}", text(key), text(value))?;
         }
         Ok(())
     }
@@ -107,6 +107,13 @@ mod tests {
             parse(r"a\=b=c\,d\\\xff,ü=é").unwrap(),
             [pair("a=b", b"c,d\\\xff"), pair("ü", "é".as_bytes())]
         );
+    }
+
+    #[test]
+    fn what_cannot_be_printed_is_shown_as_it_is_typed() {
+        let descriptor =
+            DescriptorArg { entries: vec![(b"a\x1b".to_vec(), "é\u{9b}".bytes().chain([0xff]).collect())] };
+        assert_eq!(descriptor.to_string(), r"a\x1b=é\xc2\x9b\xff");
     }
 
     #[test]

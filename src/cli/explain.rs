@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::descriptor::DescriptorArg;
 use crate::decision::Mode;
-use crate::rules::{Allowance, Applies, Domain, Entry, Rule, RuleSet};
+use crate::rules::{Allowance, Applies, Domain, Entry, Rule, RuleSet, text as text_of};
 
 /// Tells for each descriptor of a request what it meets, and why.
 pub(super) fn explain(set: &RuleSet, name: &str, descriptors: &[DescriptorArg]) -> String {
@@ -80,7 +80,7 @@ fn write_rule(text: &mut String, domain: &str, entries: &[Entry<'_>], rule: &Rul
             Some(pattern) => (&pattern[..], " shared by all that match"),
             None => (*value, ""),
         };
-        write!(text, ", {}={}{note}", String::from_utf8_lossy(key), String::from_utf8_lossy(value))?;
+        write!(text, ", {}={}{note}", text_of(key), text_of(value))?;
     }
     writeln!(text, ", limit `{}`", rule.limit_id)
 }

@@ -7,7 +7,6 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use tonic::transport::Endpoint;
 
-use super::CALL_TIMEOUT;
 use super::descriptor::DescriptorArg;
 use crate::proto::{
     Code, DESCRIPTOR_SET, DescriptorStatus, Entry, RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
@@ -18,8 +17,8 @@ use crate::proto::{
 #[derive(Debug, clap::Args)]
 pub(super) struct Hit {
     /// Server to ask, as host:port or URL
-    #[arg(long, env = "WEIR_TARGET", value_name = "ADDR", default_value = "127.0.0.1:8081")]
-    target: String,
+    #[arg(long, env = "WEIR_TARGET", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = target)]
+    target: Target,
 
     /// Domain, as the proxy names it
     #[arg(long)]
@@ -38,38 +37,44 @@ pub(super) struct Hit {
     json: bool,
 
     /// Longest time to wait for the answer
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    timeout: Option<Duration>,
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
 
     /// Descriptors of the request
     #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
     descriptors: Vec<DescriptorArg>,
 }
 
+/// Where to ask, as it was written and as the client takes it.
+#[derive(Clone, Debug)]
+struct Target {
+    name: String,
+    endpoint: Endpoint,
+}
+
+fn target(name: &str) -> Result<Target, String> {
+    let url = if name.contains("://") { name.to_owned() } else { format!("http://{name}") };
+    let endpoint = Endpoint::from_shared(url)
+        .map_err(|error| format!("{error}; write host:port, such as 127.0.0.1:8081"))?;
+    Ok(Target { name: name.to_owned(), endpoint })
+}
+
 impl Hit {
     /// Asks, and returns the answer as text.
     pub(super) async fn run(self) -> Result<String, String> {
-        let timeout = self.timeout.unwrap_or(CALL_TIMEOUT);
-        let url =
-            if self.target.contains("://") { self.target.clone() } else { format!("http://{}", self.target) };
-        let endpoint =
-            Endpoint::from_shared(url).map_err(|error| format!("--target {}: {error}", self.target))?;
         let unreachable = |error: &dyn std::error::Error| {
             let mut reason = error;
             while let Some(source) = reason.source() {
                 reason = source;
             }
-            format!("cannot reach {}: {reason}; is weir serving there?", self.target)
+            format!("cannot reach {}: {reason}; is weir serving there?", self.target.name)
         };
-        let channel = endpoint
-            .connect_timeout(timeout)
-            .timeout(timeout)
-            .connect()
-            .await
-            .map_err(|error| unreachable(&error))?;
+        let endpoint = self.target.endpoint.clone().connect_timeout(self.timeout).timeout(self.timeout);
+        let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
         let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
-        let response = answer
-            .map_err(|status| format!("{} answers {:?}: {}", self.target, status.code(), status.message()))?;
+        let response = answer.map_err(|status| {
+            format!("{} answers {:?}: {}", self.target.name, status.code(), status.message())
+        })?;
         if self.json { json(response.get_ref()) } else { Ok(self.text(response.get_ref())) }
     }
 
@@ -93,9 +98,11 @@ impl Hit {
 
     fn text(&self, response: &RateLimitResponse) -> String {
         let mut text = format!("{}\n", code(response.overall_code));
+        // A denial that waiting cures says how long; without that, something was asked that never fits.
+        let never = !response.response_headers_to_add.iter().any(|header| header.key == "retry-after");
         for (descriptor, status) in self.descriptors.iter().zip(&response.statuses) {
             // Writing to a String does not fail.
-            _ = writeln!(text, "  {descriptor}: {}", describe(status));
+            _ = writeln!(text, "  {descriptor}: {}", describe(status, never));
         }
         for header in &response.response_headers_to_add {
             _ = writeln!(text, "  {}: {}", header.key, header.value);
@@ -108,7 +115,7 @@ fn code(code: i32) -> &'static str {
     Code::try_from(code).unwrap_or_default().as_str_name()
 }
 
-fn describe(status: &DescriptorStatus) -> String {
+fn describe(status: &DescriptorStatus, never: bool) -> String {
     let code = code(status.code);
     let Some(limit) = &status.current_limit else {
         let unlimited = status.limit_remaining == u32::MAX;
@@ -121,6 +128,7 @@ fn describe(status: &DescriptorStatus) -> String {
     let name = if limit.name.is_empty() { String::new() } else { format!(" ({})", limit.name) };
     let wait = status.duration_until_reset.as_ref().map_or(0, |duration| duration.seconds);
     let reset = match Code::try_from(status.code) {
+        Ok(Code::OverLimit) if never => "does not fit, or another descriptor never will".to_owned(),
         Ok(Code::OverLimit) => format!("fits in {wait} s"),
         _ => format!("full in {wait} s"),
     };

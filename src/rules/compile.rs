@@ -71,13 +71,16 @@ impl Compiler {
             }
             Field::Given(..) | Field::Broken => {}
         }
-        // A file without a good domain is not used; its rules are looked at all the same.
         let name = file.domain.get().map_or("", String::as_str);
-        let mut domain = self.domains.remove(name).unwrap_or_default();
         let path = Path::Key(&Path::Root, "descriptors");
         let scope = Scope { problems, domain: name, since: self.since };
-        scope.descriptors(&mut domain.root, &file.descriptors, &path, &mut Vec::new());
-        self.domains.insert(name.into(), domain);
+        if name.is_empty() {
+            // Not to be used; its rules are looked at all the same.
+            scope.descriptors(&mut Branch::default(), &file.descriptors, &path, &mut Vec::new());
+        } else {
+            let domain = self.domains.entry(name.into()).or_default();
+            scope.descriptors(&mut domain.root, &file.descriptors, &path, &mut Vec::new());
+        }
     }
 }
 
@@ -100,12 +103,7 @@ impl<'f> Scope<'f> {
             let path = Path::Index(path, index);
             match item {
                 Field::Given(place, descriptor) => self.descriptor(branch, *place, descriptor, &path, trail),
-                Field::Absent => self.problems.error(
-                    list.place().unwrap_or(Place::START),
-                    &path,
-                    "expected a map with `key`, found nothing",
-                ),
-                Field::Broken => {}
+                Field::Absent | Field::Broken => {}
             }
         }
     }
@@ -215,7 +213,7 @@ impl<'f> Scope<'f> {
         let path = &Path::Key(path, "rate_limit");
         let place = descriptor.rate_limit.place().unwrap_or(place);
         let allowance = self.allowance(place, rate_limit, path);
-        let replaces = self.replaces(place, rate_limit, path);
+        let replaces = self.replaces(rate_limit, path);
 
         let name = rate_limit.name.get().map_or("", String::as_str);
         let allowance = allowance?;
@@ -252,12 +250,13 @@ impl<'f> Scope<'f> {
                 let message = "what is unlimited has no unit: remove `unit`, or `unlimited`";
                 self.problems.error(place, &Path::Key(path, "unit"), message);
             }
-            for (field, key) in
-                [(&rate_limit.requests_per_unit, "requests_per_unit"), (&rate_limit.burst, "burst")]
-            {
-                if let Some(place) = field.place() {
-                    self.problems.warning(place, &Path::Key(path, key), "says nothing beside `unlimited`");
-                }
+            if let Some(place) = rate_limit.requests_per_unit.place() {
+                let path = Path::Key(path, "requests_per_unit");
+                self.problems.warning(place, &path, "says nothing beside `unlimited`");
+            }
+            if let Some(place) = rate_limit.burst.place() {
+                let message = "what is unlimited has no burst: remove `burst`, or `unlimited`";
+                self.problems.error(place, &Path::Key(path, "burst"), message);
             }
             return Some(Allowance::Unlimited);
         }
@@ -305,26 +304,22 @@ impl<'f> Scope<'f> {
         NonZeroU32::new(*burst)
     }
 
-    fn replaces(&self, place: Place, rate_limit: &RateLimit, path: &Path<'_>) -> Box<[Box<str>]> {
+    fn replaces(&self, rate_limit: &RateLimit, path: &Path<'_>) -> Box<[Box<str>]> {
         let own = rate_limit.name.get().filter(|name| !name.is_empty());
         let path = Path::Key(path, "replaces");
         let mut names = Vec::new();
         for (index, item) in rate_limit.replaces.get().into_iter().flatten().enumerate() {
             let path = Path::Index(&path, index);
-            let name = match item {
-                Field::Given(_, replaces) => &replaces.name,
-                Field::Absent | Field::Broken => &Field::Absent,
-            };
-            match name {
+            let Field::Given(place, replaces) = item else { continue };
+            match &replaces.name {
                 Field::Given(place, name) if Some(name) == own => {
                     self.problems.error(*place, &Path::Key(&path, "name"), "a limit cannot replace itself");
                 }
                 Field::Given(_, name) if !name.is_empty() => names.push(name.as_str().into()),
                 Field::Broken => {}
-                Field::Given(..) | Field::Absent if matches!(item, Field::Broken) => {}
                 Field::Given(..) | Field::Absent => {
-                    let place = name.place().or(item.place()).unwrap_or(place);
                     let message = "missing: say the `name` of the limit that gives way";
+                    let place = replaces.name.place().unwrap_or(*place);
                     self.problems.error(place, &Path::Key(&path, "name"), message);
                 }
             }

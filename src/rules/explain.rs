@@ -1,7 +1,5 @@
 //! Why a descriptor meets the limit that it meets, or none: the steps of the lookup, and what came near.
 
-use std::borrow::Cow;
-
 use super::tree::{Branch, Choices, Domain, Entry, Matched, Rule, Source};
 
 /// So many near misses are told of one entry.
@@ -91,7 +89,7 @@ fn describe(branch: &Branch, entry: &Entry<'_>, matched: Matched) -> String {
 fn first_pattern(choices: &Choices, entry: &Entry<'_>) -> Option<String> {
     let found = choices.wildcards.find(entry.value)?;
     let (pattern, _) = choices.wildcards.iter().find(|(_, node)| std::ptr::eq(node, found))?;
-    Some(text(pattern.text()).into_owned())
+    Some(text(pattern.text()))
 }
 
 /// Rules of the same key that were asked before the one that matched, or that nearly did.
@@ -142,6 +140,18 @@ fn keys(branch: &Branch) -> String {
     }
 }
 
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+/// Bytes for people to read: what cannot be printed is written as it can be typed, `\xff`.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() {
+                c.to_string().bytes().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+            } else {
+                text.push(c);
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    text
 }

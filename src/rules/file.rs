@@ -53,9 +53,12 @@ pub(super) struct Replaces {
     pub(super) name: Field<String>,
 }
 
+/// What is longer is no misspelt word.
+const LONGEST_WORD: usize = 64;
+
 /// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
-    const KEYS: [(&str, &[&str]); 3] = [
+    const KEYS: [(&str, &[&str]); 4] = [
         ("at the top of the file", &["domain"]),
         (
             "in the descriptor, beside `key`",
@@ -71,8 +74,12 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "metadata",
             ],
         ),
-        ("in `rate_limit`", &["unit", "requests_per_unit", "burst", "unlimited", "replaces"]),
+        ("in `rate_limit`", &["unit", "requests_per_unit", "burst", "unlimited", "replaces", "name"]),
+        ("at the top of the file, or in a descriptor beside `key`", &["descriptors"]),
     ];
+    if key.len() > LONGEST_WORD {
+        return "a key that is too long to be one of those known".into();
+    }
     let nearest = |words: &[&str]| -> Option<String> {
         let distance = |word: &str| strsim::damerau_levenshtein(word, &key.to_lowercase());
         let (word, distance) =
@@ -154,6 +161,11 @@ impl Unit {
         }
     }
 
+    /// The API's name for it, if it has one.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        NAMED.iter().find(|(_, unit, _)| *unit == self).map(|(name, ..)| *name)
+    }
+
     /// Reads `minute`, in any case, or a duration such as `30s`, `15m`, `2h`.
     ///
     /// `60s` is a minute: second, minute, hour and day are the same however they are written. A week, a month and a
@@ -179,6 +191,9 @@ impl Unit {
 }
 
 fn unknown_unit(text: &str) -> String {
+    if text.len() > LONGEST_WORD {
+        return "unknown unit, and too long to be a misspelt one".into();
+    }
     let lower = text.to_lowercase();
     let nearest = NAMED.iter().map(|(name, ..)| (*name, strsim::damerau_levenshtein(name, &lower)));
     match nearest.min_by_key(|(_, distance)| *distance) {
@@ -191,7 +206,7 @@ fn unknown_unit(text: &str) -> String {
 
 impl std::fmt::Display for Unit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if let Some((name, ..)) = NAMED.iter().find(|(_, unit, _)| unit == self) {
+        if let Some(name) = self.name() {
             return f.write_str(name);
         }
         let micros = self.micros().get();
@@ -275,6 +290,12 @@ mod tests {
                 "`shadow_mode` does not belong here: it stands in the descriptor, beside `key`",
             ),
             ("unit", &descriptor, "`unit` does not belong here: it stands in `rate_limit`"),
+            ("name", &descriptor, "`name` does not belong here: it stands in `rate_limit`"),
+            (
+                "descriptors",
+                &limit,
+                "`descriptors` does not belong here: it stands at the top of the file, or in a descriptor beside `key`",
+            ),
             ("ratelimit", &descriptor, "unknown key `ratelimit`; did you mean `rate_limit`?"),
             ("domain", &descriptor, "`domain` does not belong here: it stands at the top of the file"),
             ("zzz", &["name"], "unknown key `zzz`; the keys here are `name`"),

@@ -80,8 +80,8 @@ impl fmt::Display for Path<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Key(Self::Root, key) => f.write_str(key),
-            Self::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Self::Key(Self::Root, key) => f.write_str(&shorten(key)),
+            Self::Key(parent, key) => write!(f, "{parent}.{}", shorten(key)),
             Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
@@ -124,4 +124,18 @@ impl Problems {
             Problem { file: Arc::clone(&self.file), place, path: path.to_string(), severity, message };
         self.found.borrow_mut().push(problem);
     }
+}
+
+/// So much of a text as a message can bear, in printable characters.
+pub(super) fn shorten(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut short: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    if text.chars().nth(LONGEST).is_some() {
+        short.push('…');
+    }
+    short
 }

@@ -356,10 +356,15 @@ fn every_mistake_is_told_with_its_place_and_a_way_out() {
         ),
         (
             "domain: api\ndescriptors:\n  -\n  - key: b\n".into(),
-            vec![
-                "3:4 descriptors[0]: warning: nothing is written here, so it says nothing".into(),
-                "3:3 descriptors[0]: expected a map with `key`, found nothing".into(),
-            ],
+            vec!["3:4 descriptors[0]: nothing is written here, so it says nothing".into()],
+        ),
+        (
+            rule("unlimited: true, burst: 0"),
+            vec!["4:43 descriptors[0].rate_limit.burst: what is unlimited has no burst: remove `burst`, or `unlimited`".into()],
+        ),
+        (
+            "descriptors:\n  - key: a\n".into(),
+            vec!["1:1 domain: missing: a file says which domain its rules are for".into()],
         ),
     ];
     for (text, expected) in cases {
@@ -378,7 +383,6 @@ fn broken_yaml_is_told_with_its_place() {
         ("domain: \"api\n", "2:1: not YAML: "),
         ("domain: api\n\tx: 1\n", "1:9: not YAML: "),
         ("domain: *nobody\n", "1:9: not YAML: "),
-        ("domain: !secret x\n", "1:"),
     ] {
         let found = problems(text);
         assert!(found.len() == 1 && found[0].starts_with(begins), "{text:?}: {found:?}");
@@ -437,6 +441,86 @@ fn alias_bombs_and_deep_nesting_are_refused_not_expanded() {
     }
     assert!(problems(&stacked)[0].ends_with("nested more than 128 levels deep"), "{:?}", problems(&stacked));
     assert!(problems("a: &a [*a]\n")[0].contains("stands inside what it stands for"));
+}
+
+#[test]
+fn an_alias_bomb_in_metadata_is_read_at_the_cost_of_what_it_says() {
+    // A hundred thousand nodes, aliased below a hundred levels: each is read once, not once for each level.
+    let mut text =
+        "domain: api\ndescriptors:\n  - key: a\n    metadata:\n      a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+            .to_owned();
+    for level in 1..4 {
+        let below = format!("*a{}, ", level - 1).repeat(9);
+        text.push_str(&format!("      a{level}: &a{level} [{below}]\n"));
+    }
+    text.push_str(&format!("      deep: {}*a3{}\n", "[".repeat(90), "]".repeat(90)));
+    assert_eq!(rules(&text).len(), 0);
+
+    let mut bomb = text;
+    for level in 4..9 {
+        let below = format!("*a{}, ", level - 1).repeat(9);
+        bomb.push_str(&format!("      a{level}: &a{level} [{below}]\n"));
+    }
+    assert!(problems(&bomb)[0].ends_with("the aliases up to here expand to many times what is written"));
+}
+
+#[test]
+fn metadata_may_have_any_keys_and_tags_of_somebody_elses_are_passed_over() {
+    let set = rules(
+        "
+domain: !name api
+descriptors:
+  - key: a
+    rate_limit: { unit: day, requests_per_unit: !!int \"5\" }
+    metadata: { 1: x, true: !!str 5, ~: !other 6, 1.5: 7 }
+",
+    );
+    let Some(Any::Map(metadata)) = &find(&set, "a=1").unwrap().metadata else { panic!() };
+    let shown: Vec<_> = metadata.iter().map(|(key, value)| format!("{key}: {value:?}")).collect();
+    assert_eq!(shown, ["1: Text(\"x\")", "1.5: Number(7.0)", "true: Text(\"5\")", "~: Text(\"6\")"]);
+}
+
+#[test]
+fn what_is_far_too_long_is_told_of_shortly() {
+    let long = "x".repeat(1 << 20);
+    for text in [
+        format!("domain: api\n{long}: 1\n"),
+        format!(
+            "domain: api\ndescriptors:\n  - {{ key: a, rate_limit: {{ unit: {long}, requests_per_unit: 1 }} }}\n"
+        ),
+        format!(
+            "domain: api\ndescriptors:\n  - {{ key: a, rate_limit: {{ unit: day, requests_per_unit: {long} }} }}\n"
+        ),
+    ] {
+        let found = problems(&text);
+        assert!(found.len() == 1 && found[0].len() < 300, "{} bytes", found[0].len());
+    }
+}
+
+#[test]
+fn a_reload_moves_the_change_of_no_limit_that_stayed_the_same() {
+    let text = |requests: u32| {
+        format!(
+            "domain: api\ndescriptors:\n  - {{ key: a, rate_limit: {{ unit: hour, requests_per_unit: {requests} }} }}\n"
+        )
+    };
+    let load = |requests: u32, now: Micros| {
+        RuleSet::from_texts([("api.yaml", text(requests).as_str())], now).unwrap()
+    };
+    let since = |set: &RuleSet| match find(set, "a=1").unwrap().allowance {
+        Allowance::Limited { limit, .. } => limit.in_force_since(),
+        Allowance::Unlimited => panic!(),
+    };
+    let first = load(60, 1_000);
+    let mut same = load(60, 2_000);
+    same.succeed(&first);
+    assert_eq!(since(&same), 1_000);
+    let mut changed = load(61, 3_000);
+    changed.succeed(&same);
+    assert_eq!(since(&changed), 3_000);
+    let mut back = load(60, 4_000);
+    back.succeed(&changed);
+    assert_eq!(since(&back), 4_000);
 }
 
 #[test]
@@ -533,13 +617,18 @@ fn a_directory_is_read_in_order_without_dot_files_and_through_links() {
     assert_eq!(set.domains().map(|(name, _)| name).collect::<Vec<_>>(), ["b", "c", "linked"]);
     assert_eq!(load(&path.join("b.yaml"), 0).unwrap().files(), 1);
 
+    let large = std::fs::File::create(path.join("large.yaml")).unwrap();
+    large.set_len(MAX_FILE_BYTES + 1).unwrap();
+    // Links back up are not followed: what they lead to has been read.
     std::os::unix::fs::symlink(".", path.join("loop")).unwrap();
+    std::os::unix::fs::symlink("..", path.join("a/loop")).unwrap();
     std::os::unix::fs::symlink("nowhere.yaml", path.join("z.yaml")).unwrap();
     std::fs::write(path.join("bytes.yaml"), b"domain: x\nd: \xff\n").unwrap();
     let error = listed(&load(path, 0).unwrap_err());
     assert!(error.contains("z.yaml:1:1: cannot be read: "), "{error}");
     assert!(error.contains("bytes.yaml:2:4: not UTF-8 from here on"), "{error}");
-    assert!(error.contains("does a link lead back up?"), "{error}");
+    assert!(error.contains("large.yaml:1:1: 67108865 bytes long, and 67108864 at most are read"), "{error}");
+    assert_eq!(error.lines().count(), 3, "{error}");
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! a limit further up is not inherited, and a limit applies only to descriptors that end where it stands.
 //!
 //! A level costs one table lookup for the key, one for the value, and one for each *shape* of wildcard (how long the
-//! text before the first `*` and after the last one is), however many rules there are.
+//! text before the first `*` and after the last one is), however many rules there are. Only wildcards of one key with the
+//! same text at both ends, such as `*a*` and `*b*`, are tried one after the other.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -136,7 +137,7 @@ impl Domain {
     /// How many rules have a limit.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.root.nodes().filter(|node| node.rule.is_some()).count()
+        self.rules().count()
     }
 
     /// Whether no rule has a limit.
@@ -146,7 +147,25 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// All rules.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.root.nodes().filter_map(|node| node.rule.as_ref())
+    }
+}
+
 impl Branch {
+    /// Does something to every rule here and below.
+    pub(super) fn for_each_rule(&mut self, change: &mut impl FnMut(&mut Rule)) {
+        for choices in self.keys.values_mut() {
+            let wildcards = choices.wildcards.patterns.iter_mut().map(|(_, node)| node);
+            for node in choices.exact.values_mut().chain(wildcards).chain(&mut choices.bare) {
+                node.rule.iter_mut().for_each(&mut *change);
+                node.below.for_each_rule(change);
+            }
+        }
+    }
+
     /// What one entry matches on this level.
     pub(super) fn step(&self, entry: &Entry<'_>) -> Option<(Matched, &Node)> {
         let choices = self.keys.get(entry.key)?;
