@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use weir::proto::RateLimitServiceClient;
 
 use crate::support::server::{request, rules};
@@ -33,10 +34,13 @@ fn hit(weir: &Weir, arguments: &[&str]) -> (i32, String, String) {
 fn a_wrong_command_line_ends_with_64_and_says_what_is_wrong() {
     for (arguments, said) in [
         (&["serve", "--grcp", "x"][..], "--grpc"),
-        (&["serve", "--grpc", "nowhere"], "invalid value 'nowhere' for '--grpc <ADDR>'"),
+        (&["serve", "--grpc", "nowhere"], "write an IP address and a port"),
         (&["serve", "--max-buckets", "0"], "--max-buckets"),
         (&["serve", "--drain-timeout", "soon"], "--drain-timeout"),
         (&["serve", "--log", "weir=louder"], "--log weir=louder: "),
+        (&["serve", "--log", "infoo"], "`infoo` is no level"),
+        (&["serve", "--log", ""], "`` is no level"),
+        (&["hit", "--target", "::", "--domain", "api", "a=b"], "write host:port"),
         (&["explain", "--domain", "api", "user"], "`user` has no `=`"),
         (&["hit", "user=a"], "--domain"),
         (&["frobnicate"], "frobnicate"),
@@ -68,12 +72,16 @@ fn every_setting_has_a_variable_and_an_unknown_one_is_warned_about() {
         ("WEIR_RULES", directory.path().to_str().unwrap()),
         ("WEIR_MAX_BUKETS", "5"),
         ("WEIR_WHATEVER", "5"),
+        ("WEIR_REDIS", "5"),
         ("WEIR_SHADOW_MODE", "yes"),
     ];
     let (code, _, error) = run(&["serve"], &environment);
     assert_eq!(code, 64, "{error}");
     assert!(error.contains("WEIR_MAX_BUKETS sets nothing; did you mean WEIR_MAX_BUCKETS?"), "{error}");
-    assert!(error.contains("WEIR_WHATEVER sets nothing; `weir serve --help` lists the variables"), "{error}");
+    for name in ["WEIR_WHATEVER", "WEIR_REDIS"] {
+        let said = format!("{name} sets nothing; `weir serve --help` lists the variables");
+        assert!(error.contains(&said), "{error}");
+    }
 }
 
 #[test]
@@ -257,19 +265,6 @@ fn write(directory: &Path, text: &str) {
     fs::rename(new, directory.join("rules.yaml")).unwrap();
 }
 
-/// Asks until the answer contains `text`, or fails.
-fn await_answer(weir: &Weir, descriptor: &str, text: &str) {
-    let mut last = String::new();
-    for _ in 0..100 {
-        last = hit(weir, &["--hits", "0", descriptor]).1;
-        if last.contains(text) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("no answer with {text}: {last}");
-}
-
 #[test]
 fn sighup_loads_the_rules_again_and_refuses_bad_ones() {
     let directory = rules(RULES);
@@ -277,14 +272,71 @@ fn sighup_loads_the_rules_again_and_refuses_bad_ones() {
     hit(&weir, &["user=a"]);
     write(directory.path(), &RULES.replace("requests_per_unit: 2", "requests_per_unit: 10"));
     weir.hang_up();
-    await_answer(&weir, "user=a", "10 per hour, 9 left");
+    weir.await_log("rules loaded", 2);
+    assert_eq!(
+        hit(&weir, &["--hits", "0", "user=a"]).1,
+        "OK\n  user=a: OK, 10 per hour, 9 left, full in 360 s\n"
+    );
 
-    write(directory.path(), "domain: [");
+    write(directory.path(), "domain: api\ndescriptors: x\n");
     weir.hang_up();
-    // Nothing to be seen from outside but that it goes on; then a good file shows that it was looked at.
-    await_answer(&weir, "user=a", "10 per hour, 9 left");
+    weir.await_log("rules refused; those loaded before stay in force", 1);
+    assert_eq!(weir.logged("rules.yaml:2:14 descriptors: expected a list, found `x`"), 1);
+    assert!(hit(&weir, &["--hits", "0", "user=a"]).1.contains("10 per hour, 9 left"));
     write(directory.path(), &RULES.replace("requests_per_unit: 2", "requests_per_unit: 20"));
     weir.hang_up();
-    await_answer(&weir, "user=a", "20 per hour, 19 left");
+    weir.await_log("rules loaded", 3);
+    assert!(hit(&weir, &["--hits", "0", "user=a"]).1.contains("20 per hour, 19 left"));
+    weir.stop();
+}
+
+/// So many rules that reading them takes a while.
+fn many_rules() -> String {
+    let mut text = RULES.to_owned();
+    for n in 0..50_000 {
+        text.push_str(&format!("  - {{ key: k{n}, rate_limit: {{ unit: hour, requests_per_unit: 2 }} }}\n"));
+    }
+    text
+}
+
+#[test]
+fn signals_are_heeded_from_the_start_also_while_rules_are_read() {
+    let directory = rules(&many_rules());
+    for (signal, code) in [(Signal::HUP, None), (Signal::TERM, Some(0))] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        command
+            .args(["serve", "--grpc", "127.0.0.1:0", "--rules"])
+            .arg(directory.path())
+            .stderr(Stdio::null());
+        let mut weir = command.spawn().unwrap();
+        // Long enough to have begun, far too short to have read it all in a debug build.
+        std::thread::sleep(Duration::from_millis(150));
+        kill_process(Pid::from_child(&weir), signal).unwrap();
+        match code {
+            Some(code) => assert_eq!(weir.wait().unwrap().code(), Some(code)),
+            None => {
+                std::thread::sleep(Duration::from_millis(200));
+                assert!(weir.try_wait().unwrap().is_none(), "SIGHUP has ended it");
+                kill_process(Pid::from_child(&weir), Signal::TERM).unwrap();
+                assert_eq!(weir.wait().unwrap().code(), Some(0));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_log_says_once_that_there_is_no_room_for_buckets_and_what_to_do() {
+    let directory = rules(
+        "domain: api\ndescriptors:\n  - { key: user, rate_limit: { unit: day, requests_per_unit: 1 } }\n",
+    );
+    let arguments = ["--grpc", "127.0.0.1:0", "--max-buckets", "2", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([directory.path().as_os_str()]));
+    let users: Vec<String> = (0..40).map(|n| format!("user={n}")).collect();
+    for user in &users {
+        hit(&weir, &[user]);
+    }
+    assert!(hit(&weir, &["user=latecomer"]).1.starts_with("OVER_LIMIT"));
+    weir.await_log("no room for new buckets", 1);
+    assert_eq!(weir.logged("raise --max-buckets"), 1);
     weir.stop();
 }

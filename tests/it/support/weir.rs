@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Lines};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,9 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Weir {
     child: Child,
     grpc: SocketAddr,
-    /// Reads standard error to its end, and hands back what it read.
-    log: Option<JoinHandle<String>>,
+    /// What it has logged so far.
+    log: Log,
+    /// Reads standard error to its end.
+    reader: Option<JoinHandle<()>>,
 }
+
+/// A log that is being written.
+type Log = Arc<Mutex<String>>;
 
 impl Weir {
     /// Serves the rules below `rules` on a free port.
@@ -46,12 +51,15 @@ impl Weir {
         let mut child = command.spawn().expect("weir starts");
         let lines = BufReader::new(child.stderr.take().expect("standard error is piped")).lines();
         let (serving, address) = mpsc::channel();
-        let log = thread::spawn(move || read(lines, &serving));
+        let log = Log::default();
+        let written = Arc::clone(&log);
+        let reader = thread::spawn(move || read(lines, &written, &serving));
         match address.recv_timeout(PATIENCE) {
-            Ok(grpc) => Self { child, grpc, log: Some(log) },
+            Ok(grpc) => Self { child, grpc, log, reader: Some(reader) },
             Err(_) => {
                 end(&mut child);
-                panic!("weir does not say that it is serving; its log:\n{}", log.join().unwrap());
+                reader.join().unwrap();
+                panic!("weir does not say that it is serving; its log:\n{}", log.lock().unwrap());
             }
         }
     }
@@ -66,6 +74,23 @@ impl Weir {
         kill_process(Pid::from_child(&self.child), Signal::HUP).expect("it is there");
     }
 
+    /// How often its log has said `text`.
+    pub(crate) fn logged(&self, text: &str) -> usize {
+        self.log.lock().unwrap().matches(text).count()
+    }
+
+    /// Waits until its log has said `text` so many times.
+    pub(crate) fn await_log(&self, text: &str, times: usize) {
+        const PAUSE: Duration = Duration::from_millis(10);
+        for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+            if self.logged(text) >= times {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+        panic!("weir does not log `{text}` {times} times");
+    }
+
     /// Stops it as an operator does, with SIGTERM, which must end it with success.
     pub(crate) fn stop(mut self) {
         let status = end(&mut self.child).expect("weir ends after SIGTERM");
@@ -76,8 +101,8 @@ impl Weir {
 impl Drop for Weir {
     fn drop(&mut self) {
         end(&mut self.child);
-        let log = self.log.take().map(JoinHandle::join);
-        if let (Some(Ok(log)), true) = (log, thread::panicking()) {
+        _ = self.reader.take().map(JoinHandle::join);
+        if let (Ok(log), true) = (self.log.lock(), thread::panicking()) {
             eprintln!("the log of weir at {}:\n{log}", self.grpc);
         }
     }
@@ -106,16 +131,16 @@ fn end(child: &mut Child) -> Option<ExitStatus> {
 }
 
 /// Reads the log to its end; sends the address from the line that says where weir is serving.
-fn read(lines: Lines<BufReader<ChildStderr>>, serving: &mpsc::Sender<SocketAddr>) -> String {
-    let mut log = String::new();
+fn read(lines: Lines<BufReader<ChildStderr>>, log: &Log, serving: &mpsc::Sender<SocketAddr>) {
     for line in lines.map_while(Result::ok) {
+        let mut log = log.lock().unwrap();
+        log.push_str(&line);
+        log.push('\n');
+        drop(log);
         if line.contains("serving") {
             let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc="));
             // Nobody listens any more after the first.
             _ = address.and_then(|address| address.parse().ok()).map(|address| serving.send(address));
         }
-        log.push_str(&line);
-        log.push('\n');
     }
-    log
 }
