@@ -29,12 +29,12 @@ fn rules(text: &str) -> RuleSet {
     RuleSet::from_texts([("bench.yaml", text)], NOW).expect("good rules")
 }
 
-/// `count` rules of one level, each with its own value; with `wildcard`, each a pattern.
-fn flat_rules(count: usize, wildcard: &str) -> String {
+/// `count` rules of one level, each with its own value: a number between `before` and `after`.
+fn flat_rules(count: usize, before: &str, after: &str) -> String {
     let mut text = "domain: api\ndescriptors:\n".to_owned();
     for n in 0..count {
         text.push_str(&format!(
-            "  - {{ key: k, value: 'v{n}{wildcard}', rate_limit: {{ unit: minute, requests_per_unit: 60 }} }}\n"
+            "  - {{ key: k, value: '{before}{n}{after}', rate_limit: {{ unit: minute, requests_per_unit: 60 }} }}\n"
         ));
     }
     text
@@ -43,20 +43,19 @@ fn flat_rules(count: usize, wildcard: &str) -> String {
 fn lookup(c: &mut Criterion) {
     let mut group = c.benchmark_group("lookup");
     for count in [1, 1_000, 100_000] {
-        let value = format!("v{}", count / 2);
-        let exact = rules(&flat_rules(count, ""));
-        let entry = [Entry { key: b"k", value: value.as_bytes() }];
-        group.bench_function(BenchmarkId::new("exact", count), |b| {
-            let domain = exact.domain("api").unwrap();
-            b.iter(|| domain.find(black_box(&entry)).is_some());
-        });
-        let wildcards = rules(&flat_rules(count, "/*"));
-        let value = format!("v{}/x", count / 2);
-        let entry = [Entry { key: b"k", value: value.as_bytes() }];
-        group.bench_function(BenchmarkId::new("wildcard", count), |b| {
-            let domain = wildcards.domain("api").unwrap();
-            b.iter(|| domain.find(black_box(&entry)).is_some());
-        });
+        let middle = count / 2;
+        for (name, before, after, value) in [
+            ("exact", "v", "", format!("v{middle}")),
+            ("wildcard", "v", "/*", format!("v{middle}/x")),
+            ("middle", "*<", ">*", format!("some <{middle}> text")),
+        ] {
+            let set = rules(&flat_rules(count, before, after));
+            let entry = [Entry { key: b"k", value: value.as_bytes() }];
+            group.bench_function(BenchmarkId::new(name, count), |b| {
+                let domain = set.domain("api").unwrap();
+                b.iter(|| domain.find(black_box(&entry)).is_some());
+            });
+        }
     }
     for depth in [1, 3, 6] {
         let mut text = String::new();
@@ -81,7 +80,7 @@ fn lookup(c: &mut Criterion) {
 fn load(c: &mut Criterion) {
     let mut group = c.benchmark_group("load");
     group.sample_size(10);
-    let text = flat_rules(100_000, "");
+    let text = flat_rules(100_000, "v", "");
     group.bench_function("100000 rules", |b| b.iter_with_large_drop(|| rules(black_box(&text))));
     group.finish();
 }

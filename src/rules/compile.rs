@@ -56,7 +56,8 @@ impl Compiler {
         self.found.extend(problems.into_found());
     }
 
-    pub(super) fn finish(self) -> (BTreeMap<Box<str>, Domain>, Vec<Problem>) {
+    pub(super) fn finish(mut self) -> (BTreeMap<Box<str>, Domain>, Vec<Problem>) {
+        self.domains.values_mut().for_each(|domain| domain.root.prepare());
         (self.domains, self.found)
     }
 

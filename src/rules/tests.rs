@@ -551,6 +551,32 @@ fn many_wildcards_are_found_in_the_order_of_the_file() {
 }
 
 #[test]
+fn many_wildcards_that_differ_in_the_middle_only_are_found_in_the_order_of_the_file() {
+    let mut text = "domain: api\ndescriptors:\n".to_owned();
+    let mut rule = |pattern: &str| {
+        text.push_str(&format!(
+            "  - {{ key: p, value: '{pattern}', rate_limit: {{ unit: second, requests_per_unit: 1 }} }}\n"
+        ));
+    };
+    for n in 0..20_000 {
+        rule(&format!("*<{n}>*"));
+        rule(&format!("*<{n}>*<x>*"));
+    }
+    rule("*");
+    rule("*never*");
+    let set = rules(&text);
+    for (value, label) in [
+        ("a<19999>b", "api.p_*<19999>*"),
+        ("<7><5>", "api.p_*<5>*"),
+        ("<5><x>", "api.p_*<5>*"),
+        ("<nothing>", "api.p_*"),
+        ("never", "api.p_*"),
+    ] {
+        assert_eq!(found(&set, &format!("p={value}")), label);
+    }
+}
+
+#[test]
 fn replaces_works_across_the_request_and_what_is_replaced_still_replaces() {
     let set = rules(
         "

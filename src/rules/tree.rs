@@ -5,12 +5,14 @@
 //! a limit further up is not inherited, and a limit applies only to descriptors that end where it stands.
 //!
 //! A level costs one table lookup for the key, one for the value, and one for each *shape* of wildcard (how long the
-//! text before the first `*` and after the last one is), however many rules there are. Only wildcards of one key with the
-//! same text at both ends, such as `*a*` and `*b*`, are tried one after the other.
+//! text before the first `*` and after the last one is), however many rules there are. Of wildcards with the same text at
+//! both ends, such as `*a*` and `*b*`, one pass over the value finds those whose middle occurs in it.
 
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use aho_corasick::AhoCorasick;
 use hashbrown::{Equivalent, HashMap};
 
 use super::file::Unit;
@@ -166,6 +168,17 @@ impl Branch {
         }
     }
 
+    /// Makes ready to be searched what has been put here and below.
+    pub(super) fn prepare(&mut self) {
+        for choices in self.keys.values_mut() {
+            choices.wildcards.prepare();
+            let wildcards = choices.wildcards.patterns.iter_mut().map(|(_, node)| node);
+            for node in choices.exact.values_mut().chain(wildcards).chain(&mut choices.bare) {
+                node.below.prepare();
+            }
+        }
+    }
+
     /// What one entry matches on this level.
     pub(super) fn step(&self, entry: &Entry<'_>) -> Option<(Matched, &Node)> {
         let choices = self.keys.get(entry.key)?;
@@ -234,9 +247,28 @@ struct Shape {
     suffix: usize,
     /// Its first pattern's place in the order.
     first: usize,
-    /// Places in the order, ascending, by the ends.
-    by_ends: HashMap<OwnedEnds, Vec<usize>>,
+    by_ends: HashMap<OwnedEnds, Siblings>,
 }
+
+/// Patterns with the same text at both ends.
+#[derive(Debug, Default)]
+struct Siblings {
+    /// Their places in the order, ascending.
+    orders: Vec<usize>,
+    /// Finds those whose first part between the ends occurs in a value, where there are many of them.
+    search: Option<Search>,
+}
+
+/// Patterns by their first part between the ends.
+#[derive(Debug)]
+struct Search {
+    parts: AhoCorasick,
+    /// For each of the parts, places in the order.
+    orders: Vec<Vec<usize>>,
+}
+
+/// So many patterns are as soon tried one after the other.
+const FEW: usize = 4;
 
 /// What stands before a pattern's first `*`, and after its last.
 type OwnedEnds = (Box<[u8]>, Box<[u8]>);
@@ -267,10 +299,11 @@ impl Wildcards {
 
         let of_shape = |shape: &&mut Shape| shape.prefix == prefix.len() && shape.suffix == suffix.len();
         if let Some(shape) = self.shapes.iter_mut().find(of_shape) {
-            shape.by_ends.entry((prefix, suffix)).or_default().push(order);
+            shape.by_ends.entry((prefix, suffix)).or_default().orders.push(order);
         } else {
             let (prefix_len, suffix_len) = (prefix.len(), suffix.len());
-            let by_ends = HashMap::from_iter([((prefix, suffix), vec![order])]);
+            let by_ends =
+                HashMap::from_iter([((prefix, suffix), Siblings { orders: vec![order], search: None })]);
             self.shapes.push(Shape { prefix: prefix_len, suffix: suffix_len, first: order, by_ends });
         }
         self.patterns.push((Pattern { text: text.as_bytes().into(), middle: middle.into() }, node));
@@ -290,20 +323,56 @@ impl Wildcards {
                 continue;
             };
             let Some((prefix, between)) = rest.split_at_checked(shape.prefix) else { continue };
-            let candidates = shape.by_ends.get(&Ends(prefix, suffix)).map_or(&[][..], Vec::as_slice);
-            for order in candidates {
-                if best.is_some_and(|(other, _)| other < *order) {
-                    break;
-                }
-                if let Some((_, node)) =
-                    self.patterns.get(*order).filter(|(pattern, _)| pattern.matches_between(between))
-                {
-                    best = Some((*order, node));
-                    break;
-                }
+            let Some(siblings) = shape.by_ends.get(&Ends(prefix, suffix)) else { continue };
+            if let Some((order, node)) = self.first_of(siblings, between)
+                && best.is_none_or(|(other, _)| order < other)
+            {
+                best = Some((order, node));
             }
         }
         best.map(|(_, node)| node)
+    }
+
+    /// The first of some patterns whose middle matches what stands between the ends.
+    fn first_of(&self, siblings: &Siblings, between: &[u8]) -> Option<(usize, &Node)> {
+        let matching = |order: usize| {
+            let (pattern, node) = self.patterns.get(order)?;
+            pattern.matches_between(between).then_some((order, node))
+        };
+        let tried = siblings.orders.iter().find_map(|order| matching(*order));
+        let Some(search) = &siblings.search else { return tried };
+        let mut first: Option<(usize, &Node)> = tried;
+        for found in search.parts.find_overlapping_iter(between) {
+            for order in search.orders.get(found.pattern().as_usize()).into_iter().flatten() {
+                if first.is_some_and(|(other, _)| other <= *order) {
+                    break;
+                }
+                first = matching(*order).or(first);
+            }
+        }
+        first
+    }
+
+    /// Makes ready to be searched what has been inserted.
+    fn prepare(&mut self) {
+        for siblings in self.shapes.iter_mut().flat_map(|shape| shape.by_ends.values_mut()) {
+            if siblings.orders.len() <= FEW {
+                continue;
+            }
+            let mut by_part: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
+            let mut without = Vec::new();
+            for order in &siblings.orders {
+                match self.patterns.get(*order).and_then(|(pattern, _)| pattern.middle.first()) {
+                    Some(part) => by_part.entry(part).or_default().push(*order),
+                    None => without.push(*order),
+                }
+            }
+            // An automaton that cannot be built, for being too large, leaves them to be tried one after the other.
+            if let Ok(parts) = AhoCorasick::new(by_part.keys()) {
+                siblings.search = Some(Search { parts, orders: by_part.into_values().collect() });
+                siblings.orders = without;
+            }
+        }
     }
 
     /// Patterns in the order of the file.

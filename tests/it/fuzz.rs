@@ -233,7 +233,7 @@ proptest! {
 
     #[test]
     fn wildcards_match_as_the_plainest_matcher_does(
-        patterns in prop::collection::btree_set("[ab]{0,2}\\*[ab*]{0,3}", 1..6),
+        patterns in prop::collection::btree_set("[ab]{0,1}\\*[ab*]{0,4}", 1..24),
         value in "[ab]{0,6}",
     ) {
         // In an order that is not the alphabet's.
