@@ -63,7 +63,7 @@ enum Command {
     },
 
     /// Ask a running server about one request, and charge it
-    Hit(hit::Hit),
+    Hit(Box<hit::Hit>),
 }
 
 /// Runs the command that `arguments` give, the first of which is the program's own name.
