@@ -7,7 +7,9 @@ VENV := target/venv
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-test: $(VENV)/ready ## run all tests: units, properties, a real server, Python's gRPC, a real Envoy
+test: $(VENV)/ready ## run all tests: units, properties, real servers, Python's gRPC, a real Envoy, real Redis
+	@command -v redis-server >/dev/null || { \
+		echo "make: no redis-server, which the tests start; on Debian: apt-get install redis-server" >&2; exit 1; }
 	cargo test --locked
 
 check: ## check format, lints and documentation, warnings counting as errors

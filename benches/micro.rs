@@ -9,7 +9,9 @@
 
 use std::hint::black_box;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 use arc_swap::ArcSwapOption;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -187,7 +189,7 @@ fn service(c: &mut Criterion) {
     let store = LocalStore::new(NonZeroUsize::new(1_000_000).unwrap(), Clock::system());
     let service = Service::new(
         Arc::new(ArcSwapOption::from_pointee(rules)),
-        Arc::new(Limiter::new(store, KeySeed::random().unwrap())),
+        Arc::new(Limiter::in_memory(store, KeySeed::random().unwrap())),
         Options { max_descriptors: 64, shadow_mode: false, quota_mode: false, dynamic_metadata: false },
     );
     for descriptors in [1, 3, 10] {
@@ -201,7 +203,9 @@ fn service(c: &mut Criterion) {
             hits_addend: 0,
         };
         c.bench_function(&format!("service/descriptors {descriptors}"), |b| {
-            b.iter(|| service.answer(black_box(&request)));
+            b.iter(|| {
+                pin!(service.answer(black_box(&request))).poll(&mut Context::from_waker(Waker::noop()))
+            });
         });
     }
 }

@@ -23,7 +23,7 @@ use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::service::{Options, Service};
 use crate::settings::Settings;
-use crate::store::{KeySeed, LocalStore};
+use crate::store::{KeySeed, LocalStore, RedisStore};
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -87,8 +87,12 @@ impl App {
         let bind_error = |source| Error::Bind { address: settings.grpc, source };
         let listener = TcpListener::bind(settings.grpc).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let store = LocalStore::new(settings.max_buckets, clock);
-        let limiter = Arc::new(Limiter::new(store, KeySeed::random()?));
+        let limiter = Arc::new(match &settings.redis {
+            Some(redis) => {
+                Limiter::shared(RedisStore::new(redis.client(), settings.redis_timeout)?, KeySeed::random()?)
+            }
+            None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
+        });
         Ok(Self { settings, listener, address, watch, limiter, hangup })
     }
 

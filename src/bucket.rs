@@ -145,6 +145,18 @@ impl Bucket {
     /// A bucket that nobody has taken from; equal to one that is not there.
     pub const FULL: Self = Self { used: 0.0, at: 0, rate: 0.0 };
 
+    /// A bucket with `used` tokens in use at `at`, written under `rate` tokens per microsecond.
+    #[must_use]
+    pub fn from_parts(used: f64, at: Micros, rate: f64) -> Self {
+        Self { used, at, rate }
+    }
+
+    /// Tokens in use, the moment that this was true at, and tokens per microsecond that it was written under.
+    #[must_use]
+    pub fn parts(&self) -> (f64, Micros, f64) {
+        (self.used, self.at, self.rate)
+    }
+
     /// Takes `hits` if they fit, gives them back, or looks.
     ///
     /// When they do not fit nothing is taken, and the bucket is [settled](Self::settle), so that the promise holds.

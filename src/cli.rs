@@ -36,7 +36,7 @@ enum Command {
     /// Answer rate limit calls until SIGTERM
     ///
     /// SIGHUP loads the rules again; rules that are wrong are refused, and those in force stay.
-    Serve(Settings),
+    Serve(Box<Settings>),
 
     /// Say what a directory of rule files holds, or everything that is wrong with it
     ///
@@ -78,7 +78,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     match command {
-        Command::Serve(settings) => serve(settings),
+        Command::Serve(settings) => serve(*settings),
         Command::Check { rules } => check(&rules),
         Command::Explain { rules, domain, descriptors } => match load(&rules) {
             Ok(set) => answer(&explain::explain(&set, &domain, &descriptors)),

@@ -63,6 +63,13 @@ impl Clock {
     }
 }
 
+/// The present moment as timers count it, for deadlines. Under tokio's paused clock it stands still.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "the one place that reads time")]
+pub fn instant() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
 #[inline]
 fn micros(duration: std::time::Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)

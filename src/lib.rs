@@ -9,7 +9,7 @@
 //! - [`rules`] turns YAML files into a tree, and the descriptors of a request into the rules that apply. Pure.
 //! - [`bucket`] is the arithmetic of a token bucket: functions of (state, limit, hits, now). Pure.
 //! - [`decision`] holds the plain types between the parts, and the rule of all or nothing. Pure.
-//! - [`store`] keeps buckets; [`limiter`] is who decides where a request is decided.
+//! - [`store`] keeps buckets, in memory or in Redis; [`limiter`] is who decides where a request is decided.
 //! - [`service`] is the only part that knows the protocol of [`proto`], [`clock`] the only one that reads the time.
 //! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] the logs.
 //!

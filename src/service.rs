@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 use crate::bucket::Limit;
 use crate::clock::Micros;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
 use crate::rules::{Allowance, Applies, Entry, Rule, RuleSet};
-use crate::store::KeySeed;
+use crate::store::{Identity, KeySeed, NameBuilder};
 
 mod convert;
 mod headers;
@@ -64,6 +64,31 @@ enum LimitSource<'r> {
     Request(Override),
 }
 
+/// The limits that a request meets, and what it wants of them.
+#[derive(Default)]
+struct Plan<'r> {
+    /// For each descriptor.
+    asked: SmallVec<[Asked<'r>; 4]>,
+    charges: SmallVec<[Charge; 4]>,
+    /// For each charge, where the store needs them.
+    names: Names,
+    is_known_domain: bool,
+}
+
+/// Tells the entries of a bucket's identity; `shared` says where a pattern stands in for a value.
+fn identify(
+    identity: &mut impl Identity,
+    descriptor: &convert::Descriptor<'_>,
+    shared: &[Option<Box<[u8]>>],
+) {
+    for (index, Entry { key, value }) in descriptor.entries.iter().enumerate() {
+        match shared.get(index) {
+            Some(Some(pattern)) => identity.shared_entry(key, pattern),
+            _ => identity.entry(key, value),
+        }
+    }
+}
+
 impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
@@ -74,44 +99,58 @@ impl Service {
     /// Answers one request.
     ///
     /// # Errors
-    /// `UNAVAILABLE` before any rules are loaded, `INVALID_ARGUMENT` for what only a misconfigured proxy sends.
-    pub fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
-        let rules = self.rules.load();
-        let Some(rules) = &*rules else {
-            return Err(Status::unavailable("no rules are loaded yet"));
-        };
+    /// `UNAVAILABLE` before any rules are loaded and when a shared store has no answer, `INVALID_ARGUMENT` for what only
+    /// a misconfigured proxy sends.
+    pub async fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
+        let no_rules = || Status::unavailable("no rules are loaded yet");
+        if let Some(store) = self.limiter.memory() {
+            // Without an await in between, the rules in force need not be counted as in use.
+            let rules = self.rules.load();
+            let plan = self.plan(rules.as_ref().ok_or_else(no_rules)?, request)?;
+            let decision = store.decide(&plan.charges);
+            return Ok(self.response(request, &plan, &decision));
+        }
+        let rules = self.rules.load_full().ok_or_else(no_rules)?;
+        let mut plan = self.plan(&rules, request)?;
+        let names = std::mem::take(&mut plan.names);
+        let decision = self.limiter.decide(&plan.charges, names).await;
+        let decision = decision.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(self.response(request, &plan, &decision))
+    }
+
+    /// Finds the limits that a request meets.
+    fn plan<'r>(&self, rules: &'r RuleSet, request: &RateLimitRequest) -> Result<Plan<'r>, Status> {
         let descriptors = convert::descriptors(request, self.options.max_descriptors)?;
+        let mut plan = Plan::default();
         let Some(domain) = rules.domain(&request.domain) else {
             tracing::debug!(domain = request.domain, "unknown domain");
-            return Ok(convert::nothing_applies(descriptors.len()));
+            plan.asked.extend(descriptors.iter().map(|_| Asked::Nothing));
+            return Ok(plan);
         };
-
+        plan.is_known_domain = true;
         let applies = domain.resolve(descriptors.iter().map(|descriptor| {
             let has_own_limit = descriptor.limit.is_some();
             (!has_own_limit).then_some(&descriptor.entries[..])
         }));
-        let mut charges: SmallVec<[Charge; 4]> = SmallVec::new();
-        let mut asked: SmallVec<[Asked<'_>; 4]> = SmallVec::new();
         for (descriptor, applies) in descriptors.iter().zip(&applies) {
-            let index = charges.len();
-            asked.push(match (descriptor.limit, applies) {
+            let index = plan.charges.len();
+            let asked = match (descriptor.limit, applies) {
                 (Some(limit), _) => {
-                    charges.push(self.override_charge(&request.domain, descriptor, &limit));
+                    self.charge_override(&mut plan, &request.domain, descriptor, &limit);
                     Asked::Charge { index, source: LimitSource::Request(limit) }
                 }
                 (None, Applies::Nothing | Applies::Replaced(_)) => Asked::Nothing,
                 (None, Applies::Rule(rule)) => match &rule.allowance {
                     Allowance::Unlimited => Asked::Unlimited,
                     Allowance::Limited { limit, .. } => {
-                        charges.push(self.rule_charge(&request.domain, descriptor, rule, *limit));
+                        self.charge_rule(&mut plan, &request.domain, descriptor, rule, *limit);
                         Asked::Charge { index, source: LimitSource::Rule(rule) }
                     }
                 },
-            });
+            };
+            plan.asked.push(asked);
         }
-
-        let decision = self.limiter.decide(&charges);
-        Ok(self.response(request, &asked, &charges, &decision))
+        Ok(plan)
     }
 
     fn mode(&self, mode: Mode) -> Mode {
@@ -122,58 +161,63 @@ impl Service {
         }
     }
 
-    fn rule_charge(
+    fn charge_rule(
         &self,
+        plan: &mut Plan<'_>,
         domain: &str,
         descriptor: &convert::Descriptor<'_>,
         rule: &Rule,
         limit: Limit,
-    ) -> Charge {
+    ) {
         let mut key = self.limiter.keys().key(domain);
-        for (Entry { key: name, value }, shared) in descriptor.entries.iter().zip(&rule.shared) {
-            match shared {
-                Some(pattern) => key.shared_entry(name, pattern),
-                None => key.entry(name, value),
-            }
-        }
-        Charge {
+        identify(&mut key, descriptor, &rule.shared);
+        plan.charges.push(Charge {
             bucket: key.limit(rule.limit_id.as_bytes()),
             rule: rule.id,
             limit,
             hits: descriptor.hits,
             mode: self.mode(rule.mode),
+        });
+        if self.limiter.memory().is_none() {
+            let mut name = NameBuilder::new(domain);
+            identify(&mut name, descriptor, &rule.shared);
+            plan.names.push(name.limit(rule.limit_id.as_bytes()));
         }
     }
 
     /// A limit that a request brings has buckets of its own, one for each unit: it may change with every request.
-    fn override_charge(
+    fn charge_override(
         &self,
+        plan: &mut Plan<'_>,
         domain: &str,
         descriptor: &convert::Descriptor<'_>,
         limit: &Override,
-    ) -> Charge {
-        let unit = limit.unit.name().unwrap_or_default();
+    ) {
+        let unit = limit.unit.name().unwrap_or_default().as_bytes();
         let mut key = self.limiter.keys().key(domain);
-        for Entry { key: name, value } in &descriptor.entries {
-            key.entry(name, value);
-        }
-        let BucketKey(rule) = KeySeed::fixed(0).key(domain).limit_override(unit.as_bytes());
-        Charge {
-            bucket: key.limit_override(unit.as_bytes()),
+        identify(&mut key, descriptor, &[]);
+        let BucketKey(rule) = KeySeed::fixed(0).key(domain).limit_override(unit);
+        plan.charges.push(Charge {
+            bucket: key.limit_override(unit),
             rule: RuleId((rule >> 64) as u64),
             limit: limit.limit().since(Micros::MAX),
             hits: descriptor.hits,
             mode: self.mode(Mode::Enforced),
+        });
+        if self.limiter.memory().is_none() {
+            let mut name = NameBuilder::new(domain);
+            identify(&mut name, descriptor, &[]);
+            plan.names.push(name.limit_override(unit));
         }
     }
 
     fn response(
         &self,
         request: &RateLimitRequest,
-        asked: &[Asked<'_>],
-        charges: &[Charge],
+        plan: &Plan<'_>,
         decision: &Decision,
     ) -> RateLimitResponse {
+        let Plan { asked, charges, .. } = plan;
         let statuses: Vec<DescriptorStatus> = asked
             .iter()
             .map(|asked| match asked {
@@ -189,7 +233,8 @@ impl Service {
             })
             .collect();
         let code = if decision.denied { Code::OverLimit } else { Code::Ok };
-        let dynamic_metadata = self.options.dynamic_metadata.then(|| {
+        let with_metadata = self.options.dynamic_metadata && plan.is_known_domain;
+        let dynamic_metadata = with_metadata.then(|| {
             let passed = asked.iter().zip(&statuses).filter(|(_, status)| status.code == i32::from(Code::Ok));
             let metadata = passed.filter_map(|(asked, _)| match asked {
                 Asked::Charge { source: LimitSource::Rule(rule), .. } => rule.metadata.as_ref(),
@@ -213,7 +258,7 @@ impl RateLimitService for Service {
         &self,
         request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
-        self.answer(request.get_ref()).map(Response::new)
+        self.answer(request.get_ref()).await.map(Response::new)
     }
 }
 

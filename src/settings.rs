@@ -19,6 +19,17 @@ pub struct Settings {
     #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
     pub grpc: SocketAddr,
 
+    /// Redis that buckets are shared in; without it they are kept in memory
+    ///
+    /// As redis://[user:password@]host[:port][/database], or redis+unix:///path/to/socket.
+    #[arg(long, env = "WEIR_REDIS", value_name = "URL", value_parser = redis_url, hide_env_values = true)]
+    pub redis: Option<RedisUrl>,
+
+    /// Longest time that a call may take with Redis, from its arrival on
+    #[arg(long, env = "WEIR_REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms",
+          value_parser = humantime::parse_duration)]
+    pub redis_timeout: Duration,
+
     /// Buckets kept in memory, about 100 bytes each
     ///
     /// At this number, buckets are forgotten that are full or soonest full again. Those of callers who are being
@@ -57,6 +68,36 @@ pub struct Settings {
     /// What to log: error, warn, info, debug or trace, also by module as in `info,weir::rules=debug`
     #[arg(long, env = "WEIR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// Where a Redis is. Shows no password.
+#[derive(Clone)]
+pub struct RedisUrl {
+    client: redis::Client,
+}
+
+impl RedisUrl {
+    /// A client for it, which has not connected yet.
+    #[must_use]
+    pub fn client(&self) -> &redis::Client {
+        &self.client
+    }
+}
+
+impl std::fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RedisUrl({})", self.client.get_connection_info().addr())
+    }
+}
+
+fn redis_url(text: &str) -> Result<RedisUrl, String> {
+    const FORMS: &str =
+        "write redis://[user:password@]host[:port][/database] or redis+unix:///path/to/socket";
+    if text.starts_with("rediss://") {
+        return Err("TLS to Redis is not there yet".into());
+    }
+    let client = redis::Client::open(text).map_err(|error| format!("{error}; {FORMS}"))?;
+    Ok(RedisUrl { client })
 }
 
 /// An address to listen on.

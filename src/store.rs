@@ -4,14 +4,47 @@
 //! place in a file nor to its amount, so that a limit may change and keep what was used of it.
 
 use std::hash::Hasher as _;
+use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
 use crate::decision::BucketKey;
 
 mod local;
+mod name;
+mod redis;
 
 pub use local::{LocalStore, Usage};
+pub use name::NameBuilder;
+pub use redis::RedisStore;
+
+/// Why a shared store has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The deadline passed first.
+    #[error("Redis did not answer in time")]
+    Late,
+    /// The queue is full.
+    #[error("too many calls are waiting for Redis")]
+    Full,
+    /// There is no connection.
+    #[error("there is no connection to Redis")]
+    Disconnected,
+    /// It answered with an error, or with something that is no answer.
+    #[error("Redis answered: {0}")]
+    Refused(Arc<str>),
+    /// A bucket's key holds something else.
+    #[error("a bucket of this request cannot be read in Redis: its key holds something else")]
+    Unreadable,
+}
+
+/// What a bucket is called is told part by part, in the order of the request's entries.
+pub trait Identity {
+    /// Adds an entry with the value that the request brought.
+    fn entry(&mut self, key: &[u8], value: &[u8]);
+    /// Adds an entry whose values share one bucket: the pattern stands in for the value.
+    fn shared_entry(&mut self, key: &[u8], pattern: &[u8]);
+}
 
 /// Makes bucket keys, under a seed that is drawn anew by each process.
 ///
@@ -54,21 +87,21 @@ impl std::fmt::Debug for KeySeed {
 #[must_use]
 pub struct KeyBuilder(SipHasher13);
 
-impl KeyBuilder {
-    /// Adds an entry with the value that the request brought.
-    pub fn entry(&mut self, key: &[u8], value: &[u8]) {
+impl Identity for KeyBuilder {
+    fn entry(&mut self, key: &[u8], value: &[u8]) {
         self.0.write_u8(0);
         self.part(key);
         self.part(value);
     }
 
-    /// Adds an entry whose values share one bucket: the pattern stands in for the value.
-    pub fn shared_entry(&mut self, key: &[u8], pattern: &[u8]) {
+    fn shared_entry(&mut self, key: &[u8], pattern: &[u8]) {
         self.0.write_u8(1);
         self.part(key);
         self.part(pattern);
     }
+}
 
+impl KeyBuilder {
     /// Ends with the id of a rule's limit.
     #[must_use]
     pub fn limit(self, id: &[u8]) -> BucketKey {

@@ -13,7 +13,7 @@ use crate::bucket::{Hits, Limit, Outcome, Retry};
 use crate::clock::Micros;
 use crate::decision::{Charge, Mode, Verdict};
 use crate::proto;
-use crate::proto::{Code, DescriptorStatus, RateLimit, RateLimitRequest, RateLimitResponse, RateLimitUnit};
+use crate::proto::{Code, DescriptorStatus, RateLimit, RateLimitRequest, RateLimitUnit};
 use crate::rules::{Allowance, Any, Entry, Unit};
 
 /// A descriptor that has been looked over.
@@ -132,15 +132,6 @@ pub(super) fn current_limit(source: LimitSource<'_>) -> RateLimit {
         Unit::Other(_) => proto::Unit::Unknown,
     };
     RateLimit { name, requests_per_unit, unit: unit.into() }
-}
-
-/// The answer to a domain that has no rules.
-pub(super) fn nothing_applies(descriptors: usize) -> RateLimitResponse {
-    RateLimitResponse {
-        overall_code: Code::Ok.into(),
-        statuses: vec![no_limit(); descriptors],
-        ..RateLimitResponse::default()
-    }
 }
 
 /// The status of a descriptor that meets no limit.

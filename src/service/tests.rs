@@ -1,4 +1,6 @@
 use std::num::NonZeroUsize;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 use prost_types::value::Kind;
 use tonic::Code as Grpc;
@@ -36,6 +38,14 @@ descriptors:
     metadata: { tier: { name: two, color: red } }
 ";
 
+/// What a future comes to that never waits: one over buckets in memory.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
 struct Fixture {
     service: Service,
     clock: Clock,
@@ -53,7 +63,7 @@ fn with_options(set: impl FnOnce(&mut Options)) -> Fixture {
         Options { max_descriptors: 64, shadow_mode: false, quota_mode: false, dynamic_metadata: false };
     set(&mut options);
     let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(rules));
-    let limiter = Arc::new(Limiter::new(store, KeySeed::fixed(1)));
+    let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
     Fixture { service: Service::new(rules, limiter, options), clock }
 }
 
@@ -82,7 +92,7 @@ impl Fixture {
     fn ask(&self, descriptors: &[RateLimitDescriptor]) -> RateLimitResponse {
         let request =
             RateLimitRequest { domain: "api".into(), descriptors: descriptors.to_vec(), hits_addend: 0 };
-        self.service.answer(&request).unwrap()
+        now(self.service.answer(&request)).unwrap()
     }
 
     /// Whether it is denied, what each status says, and how much each has left.
@@ -93,7 +103,7 @@ impl Fixture {
     }
 
     fn refused(&self, request: RateLimitRequest) -> (Grpc, String) {
-        let status = self.service.answer(&request).unwrap_err();
+        let status = now(self.service.answer(&request)).unwrap_err();
         (status.code(), status.message().to_owned())
     }
 }
@@ -199,7 +209,7 @@ fn an_unknown_domain_is_ok_also_with_a_limit_of_its_own() {
         descriptors: vec![descriptor("minute", "x"), with_limit("minute", 0, RateLimitUnit::Minute)],
         hits_addend: 0,
     };
-    let response = fixture.service.answer(&request).unwrap();
+    let response = now(fixture.service.answer(&request)).unwrap();
     let nothing = DescriptorStatus { code: Code::Ok.into(), ..DescriptorStatus::default() };
     assert_eq!((is_over(response.overall_code), response.statuses), (false, vec![nothing; 2]));
 }
@@ -230,7 +240,7 @@ fn the_descriptors_hits_win_over_the_requests_whose_zero_is_one() {
             descriptors: vec![descriptor],
             hits_addend: request_hits,
         };
-        fixture.service.answer(&request).unwrap().statuses[0].limit_remaining
+        now(fixture.service.answer(&request)).unwrap().statuses[0].limit_remaining
     };
     assert_eq!(ask(0, None), 59);
     assert_eq!(ask(5, None), 54);

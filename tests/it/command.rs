@@ -72,13 +72,13 @@ fn every_setting_has_a_variable_and_an_unknown_one_is_warned_about() {
         ("WEIR_RULES", directory.path().to_str().unwrap()),
         ("WEIR_MAX_BUKETS", "5"),
         ("WEIR_WHATEVER", "5"),
-        ("WEIR_REDIS", "5"),
+        ("WEIR_BOGUS", "5"),
         ("WEIR_SHADOW_MODE", "yes"),
     ];
     let (code, _, error) = run(&["serve"], &environment);
     assert_eq!(code, 64, "{error}");
     assert!(error.contains("WEIR_MAX_BUKETS sets nothing; did you mean WEIR_MAX_BUCKETS?"), "{error}");
-    for name in ["WEIR_WHATEVER", "WEIR_REDIS"] {
+    for name in ["WEIR_WHATEVER", "WEIR_BOGUS"] {
         let said = format!("{name} sets nothing; `weir serve --help` lists the variables");
         assert!(error.contains(&said), "{error}");
     }

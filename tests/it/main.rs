@@ -4,6 +4,7 @@
 mod support {
     pub(crate) mod envoy;
     pub(crate) mod python;
+    pub(crate) mod redis;
     pub(crate) mod server;
     pub(crate) mod weir;
 }
@@ -12,5 +13,6 @@ mod command;
 mod envoy;
 mod fuzz;
 mod protocol;
+mod redis;
 mod shipped;
 mod wire;

@@ -79,17 +79,16 @@ fn every_flag_of_serve_is_in_the_manual_with_its_variable_and_default() {
         std::process::Command::new(env!("CARGO_BIN_EXE_weir")).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let mut flags = 0;
-    let mut lines = help.lines().map(str::trim);
-    while let Some(line) = lines.next() {
-        let Some(flag) = line.strip_prefix("--") else { continue };
-        let flag = flag.split([' ', '[', '=']).next().unwrap();
-        let mut value = |name: &str| {
-            let found = lines.find(|line| line.starts_with(name)).unwrap();
-            found.trim_start_matches(name).trim_end_matches(']').trim_end_matches('=').to_owned()
+    for part in help.split("\n      --").skip(1) {
+        let flag = part.split([' ', '[', '=', '\n']).next().unwrap();
+        let told = |name: &str| {
+            let line =
+                part.lines().map(str::trim).find_map(|line| line.strip_prefix(name)?.strip_suffix(']'))?;
+            Some(line.trim_end_matches('=').to_owned())
         };
-        let variable = value("[env: ");
-        let default = value("[default: ");
-        let row = format!("| `--{flag}` | `{variable}` | `{default}` |");
+        let Some(variable) = told("[env: ") else { continue };
+        let default = told("[default: ").map_or(String::new(), |default| format!("`{default}`"));
+        let row = format!("| `--{flag}` | `{variable}` | {default} |");
         assert!(manual.contains(&row), "the manual has no row {row}");
         flags += 1;
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bucket::{Hits, Outcome};
 use crate::decision::Mode;
-use crate::store::KeySeed;
+use crate::store::{Identity as _, KeySeed};
 
 const SECOND: Micros = 1_000_000;
 const HOUR: Micros = 3_600 * SECOND;

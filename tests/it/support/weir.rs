@@ -39,6 +39,15 @@ impl Weir {
         Self::start_with(["--grpc", &grpc, "--rules"].map(OsStr::new).into_iter().chain([rules.as_os_str()]))
     }
 
+    /// Serves the rules below `rules` on a free port, with buckets in the Redis at `url`, and waits until that is connected.
+    pub(crate) fn start_with_redis(rules: &Path, url: &str) -> Self {
+        let arguments =
+            ["--grpc", "127.0.0.1:0", "--redis", url, "--redis-timeout", "2s", "--rules"].map(OsStr::new);
+        let weir = Self::start_with(arguments.into_iter().chain([rules.as_os_str()]));
+        weir.await_log("connected", 2);
+        weir
+    }
+
     /// Runs `weir serve` with these arguments, and waits until it serves.
     pub(crate) fn start_with<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));

@@ -1,0 +1,180 @@
+//! What buckets are called in Redis: `weir:api|user_id=acme|path~/login*|login`.
+//!
+//! After the prefix and the domain come the entries: `key=value`, or `key~pattern` where values share a bucket; then the
+//! limit's id, which is `!unit` for a limit that a request brought along. Whatever else could be read as one of these
+//! signs is written as `%` and two hex digits, as are braces (by which a client could choose its Cluster slot), spaces
+//! and all that is not printable ASCII: so a name can be read, and is that of one bucket only. A name that would become
+//! too long ends in `#` and the SHA-256 of what it would have been.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::Identity;
+
+/// Every name begins with this.
+const PREFIX: &str = "weir:";
+
+/// The longest name, in bytes, that is not cut short.
+const LONGEST: usize = 200;
+
+/// So much of the domain is left of a name that is.
+const LONGEST_DOMAIN: usize = 64;
+
+/// A name in the making.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct NameBuilder {
+    name: String,
+    /// Where the domain ends.
+    domain: usize,
+}
+
+impl NameBuilder {
+    /// Begins the name of a bucket in `domain`.
+    pub fn new(domain: &str) -> Self {
+        let mut name = PREFIX.to_owned();
+        escape(&mut name, domain.as_bytes());
+        Self { domain: name.len(), name }
+    }
+
+    /// Ends with the id of a rule's limit.
+    #[must_use]
+    pub fn limit(mut self, id: &[u8]) -> Bytes {
+        self.name.push('|');
+        escape(&mut self.name, id);
+        self.end()
+    }
+
+    /// Ends with the unit of a limit that came with the request.
+    #[must_use]
+    pub fn limit_override(mut self, unit: &[u8]) -> Bytes {
+        self.name.push_str("|!");
+        escape(&mut self.name, unit);
+        self.end()
+    }
+
+    fn end(mut self) -> Bytes {
+        if self.name.len() > LONGEST {
+            let digest = Sha256::digest(self.name.as_bytes());
+            self.name.truncate(if self.domain <= PREFIX.len() + LONGEST_DOMAIN {
+                self.domain
+            } else {
+                PREFIX.len()
+            });
+            self.name.push('#');
+            for byte in digest {
+                // Writing to a String does not fail.
+                _ = write!(self.name, "{byte:02x}");
+            }
+        }
+        self.name.into()
+    }
+}
+
+impl Identity for NameBuilder {
+    fn entry(&mut self, key: &[u8], value: &[u8]) {
+        self.name.push('|');
+        escape(&mut self.name, key);
+        self.name.push('=');
+        escape(&mut self.name, value);
+    }
+
+    fn shared_entry(&mut self, key: &[u8], pattern: &[u8]) {
+        self.name.push('|');
+        escape(&mut self.name, key);
+        self.name.push('~');
+        escape(&mut self.name, pattern);
+    }
+}
+
+fn escape(name: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        match byte {
+            b'%' | b'|' | b'=' | b'~' | b'!' | b'#' | b'{' | b'}' => _ = write!(name, "%{byte:02X}"),
+            0x21..=0x7e => name.push(char::from(*byte)),
+            _ => _ = write!(name, "%{byte:02X}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+    struct Parts {
+        domain: String,
+        entries: Vec<(Vec<u8>, Vec<u8>, bool)>,
+        id: Vec<u8>,
+        is_override: bool,
+    }
+
+    fn name(parts: &Parts) -> Bytes {
+        let mut name = NameBuilder::new(&parts.domain);
+        for (key, value, shared) in &parts.entries {
+            if *shared { name.shared_entry(key, value) } else { name.entry(key, value) }
+        }
+        if parts.is_override { name.limit_override(&parts.id) } else { name.limit(&parts.id) }
+    }
+
+    /// The signs of a name, some letters and some bytes, so that confusions come up if there are any.
+    fn parts() -> impl Strategy<Value = Parts> {
+        let part = || prop::collection::vec(prop::sample::select(b"a|=~!#%7C{}\xff\0 ".to_vec()), 0..4);
+        let entries = prop::collection::vec((part(), part(), any::<bool>()), 0..3);
+        ("[a|=~!#%]{0,3}", entries, part(), any::<bool>())
+            .prop_map(|(domain, entries, id, is_override)| Parts { domain, entries, id, is_override })
+    }
+
+    proptest! {
+        #[test]
+        fn different_buckets_have_different_names(all in prop::collection::vec(parts(), 2..40)) {
+            let mut names: HashMap<Bytes, Parts> = HashMap::new();
+            for parts in all {
+                if let Some(other) = names.insert(name(&parts), parts.clone()) {
+                    prop_assert_eq!(other, parts);
+                }
+            }
+        }
+
+        #[test]
+        fn a_name_is_printable_short_and_without_braces(
+            domain in ".{0,100}",
+            value in prop::collection::vec(any::<u8>(), 0..400),
+            id in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let name = name(&Parts { domain, entries: vec![(b"key".to_vec(), value, false)], id, is_override: false });
+            let plain = name.iter().all(|byte| (0x21..=0x7e).contains(byte) && !b"{}".contains(byte));
+            prop_assert!(plain, "not plain: {:?}", name);
+            prop_assert!(name.len() <= LONGEST);
+        }
+    }
+
+    #[test]
+    fn a_name_can_be_read() {
+        let mut builder = NameBuilder::new("api");
+        builder.entry(b"user_id", b"acme");
+        builder.shared_entry(b"path", b"/login*");
+        assert_eq!(builder.clone().limit(b"login"), "weir:api|user_id=acme|path~/login*|login");
+        assert_eq!(builder.limit_override(b"minute"), "weir:api|user_id=acme|path~/login*|!minute");
+    }
+
+    #[test]
+    fn long_names_are_cut_short_and_stay_different() {
+        let long = |last: u8| {
+            let mut builder = NameBuilder::new("api");
+            let mut value = vec![b'x'; 1 << 20];
+            value.push(last);
+            builder.entry(b"path", &value);
+            builder.limit(b"minute")
+        };
+        assert!(long(b'a').starts_with(b"weir:api#"));
+        assert_ne!(long(b'a'), long(b'b'));
+        assert_eq!(long(b'a'), long(b'a'));
+    }
+}

@@ -1,0 +1,275 @@
+//! The script against the arithmetic here, on a real Redis whose clock the test sets.
+
+use std::num::{NonZeroU32, NonZeroU64};
+
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use redis::{ConnectionLike, Value};
+
+use super::script::{Batch, DECIDE, Decided, How, NamedCharge};
+use super::server::RedisServer;
+use crate::bucket::{Bucket, Hits, Limit};
+use crate::clock::Micros;
+use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
+use crate::store::{Identity as _, NameBuilder};
+
+const SECOND: Micros = 1_000_000;
+const HOUR: Micros = 3_600 * SECOND;
+const NOW: Micros = 1_790_000_000_000_000;
+const BUCKETS: u32 = 5;
+
+/// A Redis on which the script takes its time from the test.
+struct Fixture {
+    _server: RedisServer,
+    connection: redis::Connection,
+    script: String,
+    number: u64,
+}
+
+impl Fixture {
+    fn start() -> Self {
+        let server = RedisServer::start();
+        let script = DECIDE.replace("call('TIME')", "{ ARGV[5], ARGV[6] }");
+        assert_ne!(script, DECIDE, "the script reads the time");
+        Self { connection: server.connection(), _server: server, script, number: 0 }
+    }
+
+    /// Keeps records however soon they would be full: the server's own clock goes on while the test's stands still.
+    fn without_expiry(mut self) -> Self {
+        let script = self.script.replace("string.format('%d', left)", "'100000000'");
+        assert_ne!(script, self.script);
+        self.script = script;
+        self
+    }
+
+    fn forget(&mut self) {
+        redis::cmd("FLUSHALL").query::<()>(&mut self.connection).unwrap();
+    }
+
+    /// Has requests decided as one batch at `now`.
+    fn run(&mut self, requests: &[Vec<NamedCharge>], now: Micros) -> Vec<Decided> {
+        self.number += 1;
+        self.run_as(self.number, requests, now)
+    }
+
+    fn run_as(&mut self, number: u64, requests: &[Vec<NamedCharge>], now: Micros) -> Vec<Decided> {
+        let mut batch = Batch::default();
+        requests.iter().for_each(|request| batch.push(request));
+        let mut command = batch.command(How::Source(&self.script), b"note", number);
+        command.arg(now / SECOND).arg(now % SECOND);
+        let reply: Value = self.connection.req_packed_command(&command.get_packed_command()).unwrap();
+        let reply = batch.read(reply).unwrap();
+        assert_eq!(reply.parted, 0, "the script and the arithmetic decide alike");
+        reply.decided
+    }
+
+    fn record(&mut self, bucket: u32) -> Option<Vec<u8>> {
+        redis::cmd("GET").arg(&name(bucket)[..]).query(&mut self.connection).unwrap()
+    }
+}
+
+fn name(bucket: u32) -> bytes::Bytes {
+    let mut name = NameBuilder::new("api");
+    name.entry(b"user", bucket.to_string().as_bytes());
+    name.limit(b"minute")
+}
+
+fn charge(bucket: u32, limit: Limit, hits: Hits, mode: Mode) -> NamedCharge {
+    let charge = Charge { bucket: BucketKey(bucket.into()), rule: RuleId(0), limit, hits, mode };
+    NamedCharge { charge, name: name(bucket) }
+}
+
+fn limit(requests: u32, window: Micros, burst: u32) -> Limit {
+    Limit::new(NonZeroU32::new(requests).unwrap(), NonZeroU64::new(window).unwrap())
+        .with_burst(NonZeroU32::new(burst).unwrap())
+}
+
+fn limits() -> impl Strategy<Value = Limit> {
+    let usual = (1..50u32, prop::sample::select(vec![SECOND, 60 * SECOND, HOUR, 365 * 24 * HOUR]), 1..50u32)
+        .prop_map(|(requests, window, burst)| limit(requests, window, burst));
+    let since = prop_oneof![Just(0), Just(Micros::MAX), (0..2 * HOUR).prop_map(|after| NOW + after)];
+    prop_oneof![
+        9 => usual,
+        1 => Just(limit(u32::MAX, SECOND, u32::MAX)),
+        1 => Just(Limit::blocked(NonZeroU64::new(HOUR).unwrap())),
+    ]
+    .prop_flat_map(move |limit| since.clone().prop_map(move |since| limit.since(since)))
+}
+
+fn requests() -> impl Strategy<Value = Vec<NamedCharge>> {
+    let hits = prop_oneof![
+        6 => (1..20u64).prop_map(Hits::Take),
+        1 => Just(Hits::Take(u64::MAX)),
+        1 => Just(Hits::Peek),
+        1 => (0..30u64).prop_map(Hits::GiveBack),
+    ];
+    let mode = prop_oneof![4 => Just(Mode::Enforced), 1 => Just(Mode::Quota), 1 => Just(Mode::Shadow)];
+    let charge = (0..BUCKETS, limits(), hits, mode)
+        .prop_map(|(bucket, limit, hits, mode)| self::charge(bucket, limit, hits, mode));
+    prop::collection::vec(charge, 1..5)
+}
+
+/// Batches, each at so many microseconds after the one before, or before it.
+fn batches() -> impl Strategy<Value = Vec<(Vec<Vec<NamedCharge>>, i64)>> {
+    let hour = i64::try_from(HOUR).unwrap();
+    let step = prop_oneof![6 => 0..3_000_000i64, 2 => 0..hour, 1 => -hour..0, 1 => Just(0)];
+    prop::collection::vec((prop::collection::vec(requests(), 1..6), step), 1..12)
+}
+
+fn decision(decided: &Decided) -> &Decision {
+    match decided {
+        Decided::Decision(decision) => decision,
+        Decided::Unreadable => panic!("unreadable"),
+    }
+}
+
+/// The arithmetic here, one request after the other, and what it leaves.
+fn by_hand(buckets: &mut [Bucket], request: &[NamedCharge], now: Micros) -> Decision {
+    let charges: Vec<Charge> = request.iter().map(|named| named.charge).collect();
+    let places: Vec<usize> = charges.iter().map(|charge| usize::try_from(charge.bucket.0).unwrap()).collect();
+    crate::decision::decide(&charges, &places, buckets, now)
+}
+
+/// A bucket as the script packs it.
+fn packed(bucket: &Bucket) -> Option<Vec<u8>> {
+    let (used, at, rate) = bucket.parts();
+    let doubles = [used, at as f64, rate].into_iter().flat_map(f64::to_le_bytes);
+    (used > 0.0).then(|| std::iter::once(1).chain(doubles).collect())
+}
+
+#[test]
+fn the_script_decides_and_stores_what_the_arithmetic_does_in_thousands_of_batches() {
+    let mut fixture = Fixture::start().without_expiry();
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let fixture = std::cell::RefCell::new(&mut fixture);
+    runner
+        .run(&batches(), |batches| {
+            let mut fixture = fixture.borrow_mut();
+            fixture.forget();
+            let mut buckets = vec![Bucket::FULL; BUCKETS as usize];
+            let mut now = NOW;
+            for (requests, step) in batches {
+                now = now.saturating_add_signed(step);
+                let decided = fixture.run(&requests, now);
+                for (request, decided) in requests.iter().zip(&decided) {
+                    prop_assert_eq!(decision(decided), &by_hand(&mut buckets, request, now));
+                }
+                for (number, bucket) in (0..BUCKETS).zip(&buckets) {
+                    prop_assert_eq!(fixture.record(number), packed(bucket));
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_batch_decides_as_its_requests_would_be_decided_one_by_one() {
+    let mut fixture = Fixture::start().without_expiry();
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let fixture = std::cell::RefCell::new(&mut fixture);
+    runner
+        .run(&prop::collection::vec(requests(), 1..40), |requests| {
+            let mut fixture = fixture.borrow_mut();
+            fixture.forget();
+            let one_by_one: Vec<Decided> =
+                requests.iter().flat_map(|request| fixture.run(std::slice::from_ref(request), NOW)).collect();
+            fixture.forget();
+            prop_assert_eq!(fixture.run(&requests, NOW), one_by_one);
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn the_same_batch_sent_twice_is_applied_once() {
+    let mut fixture = Fixture::start();
+    let limit = limit(10, HOUR, 10);
+    let take = |hits| vec![charge(0, limit, Hits::Take(hits), Mode::Enforced)];
+    let requests = [take(6), take(6), take(3)];
+    let first = fixture.run_as(1, &requests, NOW);
+    let again = fixture.run_as(1, &requests, NOW);
+    let denied =
+        |decided: &[Decided]| decided.iter().map(|decided| decision(decided).denied).collect::<Vec<_>>();
+    assert_eq!(denied(&first), [false, true, false]);
+    assert_eq!(denied(&again), denied(&first));
+    assert_eq!(decision(&again[0]).verdicts[0].remaining, 1, "what is left by now");
+    assert_eq!(
+        decision(&fixture.run_as(2, &[take(1)], NOW)[0]).verdicts[0].remaining,
+        0,
+        "nothing was charged twice"
+    );
+}
+
+#[test]
+fn a_key_of_another_kind_fails_its_own_requests_and_no_neighbours() {
+    let mut fixture = Fixture::start();
+    let limit = limit(10, HOUR, 10);
+    let take = |bucket| charge(bucket, limit, Hits::Take(4), Mode::Enforced);
+    redis::cmd("RPUSH").arg(&name(0)[..]).arg("x").query::<()>(&mut fixture.connection).unwrap();
+    redis::cmd("SET").arg(&name(1)[..]).arg("no record").query::<()>(&mut fixture.connection).unwrap();
+    let mut not_a_number = vec![1];
+    not_a_number.extend([f64::NAN, 0.0, 1.0].into_iter().flat_map(f64::to_le_bytes));
+    redis::cmd("SET").arg(&name(2)[..]).arg(&not_a_number).query::<()>(&mut fixture.connection).unwrap();
+
+    let requests =
+        [vec![take(3)], vec![take(0)], vec![take(3), take(1)], vec![take(2)], vec![take(3)], vec![take(4)]];
+    for round in [0, 1] {
+        let decided = fixture.run(&requests, NOW);
+        let unreadable: Vec<bool> = decided.iter().map(|decided| *decided == Decided::Unreadable).collect();
+        assert_eq!(unreadable, [false, true, true, true, false, false], "round {round}");
+    }
+    let peek = fixture.run(&[vec![charge(3, limit, Hits::Peek, Mode::Enforced)]], NOW);
+    assert_eq!(decision(&peek[0]).verdicts[0].remaining, 2, "two of the four takes fitted");
+    let kind: String = redis::cmd("TYPE").arg(&name(0)[..]).query(&mut fixture.connection).unwrap();
+    assert_eq!(kind, "list", "what is not ours is left alone");
+}
+
+#[test]
+fn every_key_expires_when_its_bucket_would_be_full_and_a_full_bucket_has_none() {
+    let mut fixture = Fixture::start();
+    let limit = limit(60, HOUR, 60);
+    fixture.run(&[vec![charge(0, limit, Hits::Take(30), Mode::Enforced)]], NOW);
+    let ttl: i64 = redis::cmd("PTTL").arg(&name(0)[..]).query(&mut fixture.connection).unwrap();
+    assert!((1_799_000..=1_800_000).contains(&ttl), "half an hour, not {ttl} ms");
+    let ttl: i64 = redis::cmd("PTTL").arg("note").query(&mut fixture.connection).unwrap();
+    assert!(ttl > 0);
+    fixture.run(&[vec![charge(0, limit, Hits::GiveBack(30), Mode::Enforced)]], NOW);
+    assert_eq!(fixture.record(0), None);
+}
+
+#[test]
+fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let mut fixture = Fixture::start();
+    let limits: Vec<u8> = [1.0, 10.0, 0.0f64].into_iter().flat_map(f64::to_le_bytes).collect();
+    let charge = |bucket: u16, limit: u16, kind: u8| -> Vec<u8> {
+        let mut charge = [bucket.to_le_bytes(), limit.to_le_bytes()].concat();
+        charge.push(kind);
+        charge.extend(1.0f64.to_le_bytes());
+        charge
+    };
+    for (limits, charges) in [
+        (vec![], charge(0, 0, 16)),
+        (limits.clone(), vec![]),
+        (limits.clone(), vec![0; 5]),
+        (limits[1..].to_vec(), charge(0, 0, 16)),
+        (limits.clone(), charge(1, 0, 16)),
+        (limits.clone(), charge(0, 1, 16)),
+        (limits.clone(), [charge(0, 0, 16), charge(0, 0, 0)].concat()),
+    ] {
+        let mut command = redis::cmd("EVAL");
+        command.arg(&fixture.script).arg(2).arg("note").arg(&name(0)[..]);
+        command.arg(7).arg(1_000).arg(limits).arg(charges).arg(NOW / SECOND).arg(0);
+        let error = command.query::<Value>(&mut fixture.connection).unwrap_err();
+        assert!(error.to_string().contains("weir: "), "{error}");
+        assert_eq!(fixture.record(0), None);
+    }
+}

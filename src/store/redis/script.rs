@@ -1,0 +1,247 @@
+//! A batch of requests as `decide.lua` takes it, and its reply as decisions.
+//!
+//! The script decides what is admitted and what is written. What it says of that is short: the moment, each bucket as it
+//! was found, and for each request whether it was admitted. The verdicts are worked out of these here, by the same
+//! arithmetic; if the two ever came to different answers, the script's would count, and be counted.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use redis::{Cmd, Value};
+use smallvec::SmallVec;
+
+use crate::bucket::{Bucket, Hits, Limit, Outcome};
+use crate::clock::Micros;
+use crate::decision::{BucketKey, Charge, Decision, Mode, Verdict, decide, decide_one};
+
+/// What runs in Redis.
+pub(super) const DECIDE: &str = include_str!("decide.lua");
+
+/// How long Redis remembers the last batch of a lane, in milliseconds: far longer than a lost reply is asked for.
+const NOTE_TTL_MILLIS: u32 = 60_000;
+
+/// A charge, and what its bucket is called in Redis.
+#[derive(Clone, Debug)]
+pub(super) struct NamedCharge {
+    pub(super) charge: Charge,
+    pub(super) name: Bytes,
+}
+
+/// A request of a batch: its charges, each with the place of its bucket.
+type Request = SmallVec<[(Charge, usize); 4]>;
+
+/// Requests that are decided together.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    names: Vec<Bytes>,
+    places: HashMap<BucketKey, usize>,
+    limits: Vec<Limit>,
+    requests: Vec<Request>,
+    encoded_limits: Vec<u8>,
+    encoded_charges: Vec<u8>,
+}
+
+/// What became of one request of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Decided {
+    /// It was decided.
+    Decision(Decision),
+    /// One of its buckets holds something else: another type, or bytes that are no record.
+    Unreadable,
+}
+
+/// What Redis answered to a batch.
+#[derive(Debug, PartialEq)]
+pub(super) struct Reply {
+    /// For each request.
+    pub(super) decided: Vec<Decided>,
+    /// Requests that the script and the arithmetic here decided differently: none, or there is an error in one of them.
+    pub(super) parted: u64,
+}
+
+/// A reply that is not one of this script's.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a reply of the wrong shape: {0}")]
+pub(super) struct WrongShape(&'static str);
+
+impl Batch {
+    /// Buckets that it reads.
+    pub(super) fn buckets(&self) -> usize {
+        self.names.len()
+    }
+
+    /// How many buckets more it would read with this request, at most.
+    pub(super) fn new_buckets(&self, charges: &[NamedCharge]) -> usize {
+        charges.iter().filter(|named| !self.places.contains_key(&named.charge.bucket)).count()
+    }
+
+    /// Adds a request, which has at least one charge.
+    pub(super) fn push(&mut self, charges: &[NamedCharge]) {
+        let mut request = Request::new();
+        for (index, NamedCharge { charge, name }) in charges.iter().enumerate() {
+            let place = *self.places.entry(charge.bucket).or_insert_with(|| {
+                self.names.push(name.clone());
+                self.names.len() - 1
+            });
+            let limit = self.limit(&charge.limit);
+            let (kind, hits) = match charge.hits {
+                Hits::Take(hits) => (0, hits),
+                Hits::Peek => (1, 0),
+                Hits::GiveBack(hits) => (2, hits),
+            };
+            let mode = match charge.mode {
+                Mode::Enforced => 0,
+                Mode::Quota => 4,
+                Mode::Shadow => 8,
+            };
+            let end = if index + 1 == charges.len() { 16 } else { 0 };
+            self.encoded_charges.extend_from_slice(&short(place));
+            self.encoded_charges.extend_from_slice(&short(limit));
+            self.encoded_charges.push(kind + mode + end);
+            self.encoded_charges.extend_from_slice(&double(hits).to_le_bytes());
+            request.push((*charge, place));
+        }
+        self.requests.push(request);
+    }
+
+    /// The place of a limit; most charges of a batch have one of a few.
+    fn limit(&mut self, limit: &Limit) -> usize {
+        if let Some(place) = self.limits.iter().position(|other| other == limit) {
+            return place;
+        }
+        self.limits.push(*limit);
+        for part in [limit.rate(), limit.burst(), double(limit.in_force_since())] {
+            self.encoded_limits.extend_from_slice(&part.to_le_bytes());
+        }
+        self.limits.len() - 1
+    }
+
+    /// The command that has it decided, as batch `number` of the lane that notes it under `note`.
+    pub(super) fn command(&self, how: How<'_>, note: &[u8], number: u64) -> Cmd {
+        let (command, script) = match how {
+            How::Hash(hash) => ("EVALSHA", hash),
+            How::Source(source) => ("EVAL", source),
+        };
+        let mut command = redis::cmd(command);
+        command.arg(script).arg(self.names.len() + 1).arg(note);
+        for name in &self.names {
+            command.arg(&name[..]);
+        }
+        command.arg(number).arg(NOTE_TTL_MILLIS).arg(&self.encoded_limits[..]).arg(&self.encoded_charges[..]);
+        command
+    }
+
+    /// What a reply says of each request, in order.
+    pub(super) fn read(&self, reply: Value) -> Result<Reply, WrongShape> {
+        let Value::Array(parts) = reply else { return Err(WrongShape("no list")) };
+        let mut parts = parts.into_iter().map(|part| match part {
+            Value::BulkString(bytes) => Ok(bytes),
+            _ => Err(WrongShape("a part is no text")),
+        });
+        let (Some(now), Some(decided)) = (parts.next(), parts.next()) else {
+            return Err(WrongShape("too few parts"));
+        };
+        let (now, decided) = (moment(&now?).ok_or(WrongShape("no moment"))?, decided?);
+        let mut buckets = parts.map(|record| Ok(bucket(&record?))).collect::<Result<Vec<_>, _>>()?;
+        let (again, decided) = match decided.strip_prefix(b"a") {
+            Some(decided) => (true, decided),
+            None => (false, &decided[..]),
+        };
+        if buckets.len() != self.names.len() || decided.len() != self.requests.len() {
+            return Err(WrongShape("another batch's"));
+        }
+        let mut parted = 0;
+        let decided = self
+            .requests
+            .iter()
+            .zip(decided)
+            .map(|(request, decided)| match decided {
+                b'y' if again => Decided::Decision(admitted(request, &buckets, now)),
+                b'y' | b'n' => {
+                    let denied = *decided == b'n';
+                    let mut decision = replay(request, &mut buckets, now);
+                    parted += u64::from(decision.denied != denied && !again);
+                    decision.denied = denied;
+                    Decided::Decision(decision)
+                }
+                _ => Decided::Unreadable,
+            })
+            .collect();
+        Ok(Reply { decided, parted })
+    }
+}
+
+/// Which command runs the script.
+#[derive(Clone, Copy)]
+pub(super) enum How<'a> {
+    /// By its hash: Redis has it.
+    Hash(&'a str),
+    /// Whole: Redis may have forgotten it.
+    Source(&'a str),
+}
+
+/// Decides a request as the script did, on buckets as the script found them.
+fn replay(request: &Request, buckets: &mut [Bucket], now: Micros) -> Decision {
+    if let [(charge, place)] = &request[..]
+        && let Some(bucket) = buckets.get_mut(*place)
+    {
+        return decide_one(charge, bucket, now);
+    }
+    let mut distinct: SmallVec<[usize; 4]> = request.iter().map(|(_, place)| *place).collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let mut own: SmallVec<[Bucket; 4]> =
+        distinct.iter().map(|place| buckets.get(*place).copied().unwrap_or(Bucket::FULL)).collect();
+    let charges: SmallVec<[Charge; 4]> = request.iter().map(|(charge, _)| *charge).collect();
+    let places: SmallVec<[usize; 4]> =
+        request.iter().filter_map(|(_, place)| distinct.binary_search(place).ok()).collect();
+    let decision = decide(&charges, &places, &mut own, now);
+    for (place, bucket) in distinct.iter().zip(own) {
+        if let Some(kept) = buckets.get_mut(*place) {
+            *kept = bucket;
+        }
+    }
+    decision
+}
+
+/// What is said of a request that was admitted before, when its answer was lost: that, and what is left now.
+fn admitted(request: &Request, buckets: &[Bucket], now: Micros) -> Decision {
+    let verdict = |(charge, place): &(Charge, usize)| {
+        let bucket = buckets.get(*place).copied().unwrap_or(Bucket::FULL);
+        let (remaining, full_in) = (bucket.remaining(&charge.limit, now), bucket.full_in(&charge.limit, now));
+        Verdict { outcome: Outcome::Fits, remaining, full_in }
+    };
+    Decision { denied: false, verdicts: request.iter().map(verdict).collect() }
+}
+
+/// A bucket from its record: its kind, and used, at and rate as doubles. What is not there is full; of what cannot be
+/// read, nobody asks.
+fn bucket(record: &[u8]) -> Bucket {
+    let double = |from: usize| {
+        let bytes = record.get(from..from + 8)?;
+        Some(f64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    match (record.first(), double(1), record.get(9..17).and_then(moment), double(17)) {
+        (Some(1), Some(used), Some(at), Some(rate)) => Bucket::from_parts(used, at, rate),
+        _ => Bucket::FULL,
+    }
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a moment is a whole number below 2⁵³"
+)]
+fn moment(bytes: &[u8]) -> Option<Micros> {
+    Some(f64::from_le_bytes(bytes.try_into().ok()?) as Micros)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "the same as the arithmetic does")]
+fn double(count: u64) -> f64 {
+    count as f64
+}
+
+/// A place in a batch, which holds far fewer than 65536.
+fn short(place: usize) -> [u8; 2] {
+    u16::try_from(place).unwrap_or(u16::MAX).to_le_bytes()
+}

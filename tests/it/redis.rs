@@ -1,0 +1,301 @@
+//! Buckets in a real Redis, shared by real weir processes.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use tonic::Code as Grpc;
+use tonic::transport::Channel;
+use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
+
+use crate::support::redis::RedisServer;
+use crate::support::server::{request, rules};
+use crate::support::weir::Weir;
+
+const RULES: &str = "
+domain: api
+descriptors:
+  - { key: day, rate_limit: { unit: day, requests_per_unit: 1000 } }
+  - { key: fast, rate_limit: { unit: second, requests_per_unit: 500, burst: 100 } }
+  - { key: wide, rate_limit: { unit: year, requests_per_unit: 1000000 } }
+  - { key: narrow, rate_limit: { unit: day, requests_per_unit: 50 } }
+  - { key: open, rate_limit: { unit: hour, requests_per_unit: 1000000000 } }
+";
+
+async fn client(weir: &Weir) -> RateLimitServiceClient<Channel> {
+    RateLimitServiceClient::connect(format!("http://{}", weir.grpc())).await.unwrap()
+}
+
+/// What calls came to.
+#[derive(Debug, Default)]
+struct Tally {
+    admitted: u64,
+    denied: u64,
+    unanswered: u64,
+}
+
+/// `callers` at once on each weir, `each` calls each; `request` makes the n-th call of a caller.
+async fn load(
+    weirs: &[Weir],
+    callers: usize,
+    each: usize,
+    request: impl Fn(usize, usize) -> RateLimitRequest + Clone + Send + 'static,
+) -> Tally {
+    let mut tasks = Vec::new();
+    for weir in weirs {
+        for _ in 0..callers.div_ceil(64) {
+            let client = client(weir).await;
+            for caller in 0..callers.min(64) {
+                let (mut client, request) = (client.clone(), request.clone());
+                tasks.push(tokio::spawn(async move {
+                    let mut tally = Tally::default();
+                    for n in 0..each {
+                        match client.should_rate_limit(request(caller, n)).await {
+                            Ok(answer) if answer.get_ref().overall_code() == Code::Ok => tally.admitted += 1,
+                            Ok(_) => tally.denied += 1,
+                            Err(status) if status.code() == Grpc::Unavailable => tally.unanswered += 1,
+                            Err(status) => panic!("{status}"),
+                        }
+                    }
+                    tally
+                }));
+            }
+        }
+    }
+    let mut total = Tally::default();
+    for task in tasks {
+        let tally = task.await.unwrap();
+        total.admitted += tally.admitted;
+        total.denied += tally.denied;
+        total.unanswered += tally.unanswered;
+    }
+    total
+}
+
+async fn left(weir: &Weir, key: &str) -> u32 {
+    let mut peek = request("api", &[(key, b"x")]);
+    peek.descriptors[0].hits_addend = Some(0);
+    client(weir).await.should_rate_limit(peek).await.unwrap().into_inner().statuses[0].limit_remaining
+}
+
+/// Calls of a command since the server's statistics were reset.
+fn calls(redis: &mut redis::Connection, command: &str) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(redis).unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_processes_of_sixty_four_callers_admit_exactly_what_a_bucket_holds() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weirs: Vec<Weir> = (0..4).map(|_| Weir::start_with_redis(rules.path(), &redis.url())).collect();
+    let tally = load(&weirs, 64, 8, |_, _| request("api", &[("day", b"x")])).await;
+    // 2048 calls; one token comes back every 86 seconds.
+    assert_eq!((tally.admitted, tally.denied, tally.unanswered), (1_000, 1_048, 0));
+
+    // A hundred buckets: 20 calls for each from every process and caller's turn, all of which have room.
+    let tally = load(&weirs, 64, 25, |caller, n| {
+        let key = format!("{}", (caller * 25 + n) % 100);
+        request("api", &[("narrow", key.as_bytes())])
+    })
+    .await;
+    // 6400 calls on 100 buckets of 50, 64 each.
+    assert_eq!((tally.admitted, tally.denied, tally.unanswered), (5_000, 1_400, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_time_no_more_is_admitted_than_burst_and_rate_say_and_hardly_less() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weirs: Vec<Weir> = (0..2).map(|_| Weir::start_with_redis(rules.path(), &redis.url())).collect();
+    let start = weir::clock::instant();
+    let tally = load(&weirs, 16, 200, |_, _| request("api", &[("fast", b"x")])).await;
+    let elapsed = start.elapsed().as_secs_f64();
+    let most = 100.0 + 500.0 * elapsed;
+    assert!(tally.admitted as f64 <= most, "{tally:?} in {elapsed} s, at most {most}");
+    assert!(tally.denied > 0 && tally.unanswered == 0, "{tally:?}");
+    // The load may end a little before `elapsed`, and never waits: what the bucket still has is what is missing.
+    let missing = most - tally.admitted as f64 - f64::from(left(&weirs[0], "fast").await);
+    assert!(missing <= 1.0 + 500.0 * 0.010, "{missing} tokens too few");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_bucket_refuses_costs_the_other_nothing_under_any_concurrency() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weirs: Vec<Weir> = (0..2).map(|_| Weir::start_with_redis(rules.path(), &redis.url())).collect();
+    let tally = load(&weirs, 32, 20, |caller, _| {
+        let mut pair = [("wide", &b"x"[..]), ("narrow", b"x")];
+        if caller % 2 == 0 {
+            pair.reverse();
+        }
+        request("api", &pair)
+    })
+    .await;
+    assert_eq!((tally.admitted, tally.unanswered), (50, 0), "as many as the narrow one holds");
+    assert_eq!(left(&weirs[0], "wide").await, 1_000_000 - 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_is_forgotten_and_connections_that_are_cut_neither_lose_nor_repeat_a_charge() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weirs = [Weir::start_with_redis(rules.path(), &redis.url())];
+    let mut connection = redis.connection();
+    let disturbing = tokio::task::spawn_blocking(move || {
+        for n in 0..60 {
+            std::thread::sleep(Duration::from_millis(15));
+            redis::cmd("SCRIPT").arg("FLUSH").query::<()>(&mut connection).unwrap();
+            // One of weir's two connections, wherever its batch is just then; the other has to be there.
+            if n % 4 == 0 {
+                let clients: String = redis::cmd("CLIENT")
+                    .arg("LIST")
+                    .arg("TYPE")
+                    .arg("normal")
+                    .query(&mut connection)
+                    .unwrap();
+                let field = |line: &str, name: &str| {
+                    line.split(' ').find_map(|field| field.strip_prefix(name)).map(str::to_owned)
+                };
+                let own: u64 = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
+                let busy = clients.lines().filter(|line| field(line, "id=") != Some(own.to_string()));
+                if let Some(id) = busy.last().and_then(|line| field(line, "id=")) {
+                    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<()>(&mut connection).unwrap();
+                }
+            }
+        }
+        connection
+    });
+    let tally = load(&weirs, 64, 150, |_, _| request("api", &[("wide", b"x")])).await;
+    let mut connection = disturbing.await.unwrap();
+    assert_eq!((tally.denied, tally.unanswered), (0, 0), "{tally:?}");
+    assert_eq!(
+        u64::from(left(&weirs[0], "wide").await),
+        1_000_000 - tally.admitted,
+        "every charge landed once"
+    );
+    assert!(weirs[0].logged("a connection broke") > 3, "connections were cut");
+    assert!(calls(&mut connection, "eval") > 3, "the script was forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_come_together_share_a_script_run() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weirs = [Weir::start_with_redis(rules.path(), &redis.url())];
+    let mut connection = redis.connection();
+    for (most, what) in [(0.1, "a key of its own each"), (0.05, "one key")] {
+        redis::cmd("CONFIG").arg("RESETSTAT").query::<()>(&mut connection).unwrap();
+        let tally = load(&weirs, 256, 40, move |caller, n| {
+            let key = if most < 0.1 { String::new() } else { format!("{caller} {n}") };
+            request("api", &[("open", key.as_bytes())])
+        })
+        .await;
+        let runs = calls(&mut connection, "evalsha") + calls(&mut connection, "eval");
+        let ratio = runs as f64 / tally.admitted as f64;
+        println!("{what}: {ratio:.3} script runs a decision");
+        assert_eq!((tally.denied, tally.unanswered), (0, 0));
+        assert!(ratio <= most, "{what}: {runs} runs for {} decisions", tally.admitted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_key_has_an_expiry_and_a_name_that_can_be_read() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weir = Weir::start_with_redis(rules.path(), &redis.url());
+    let mut client = client(&weir).await;
+    for value in [&b"a"[..], b"{tag}", b"\xff|=", &[b'x'; 1_000]] {
+        client.should_rate_limit(request("api", &[("day", value)])).await.unwrap();
+    }
+    let mut connection = redis.connection();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+    let ttls: HashMap<String, i64> = keys
+        .into_iter()
+        .map(|key| {
+            let ttl = redis::cmd("PTTL").arg(&key).query(&mut connection).unwrap();
+            (key, ttl)
+        })
+        .collect();
+    assert!(ttls.values().all(|ttl| *ttl > 0), "{ttls:?}");
+    for name in ["weir:api|day=a|day", "weir:api|day=%7Btag%7D|day", "weir:api|day=%FF%7C%3D|day"] {
+        assert!(ttls.contains_key(name), "{name} is not among {:?}", ttls.keys());
+    }
+    assert!(ttls.keys().any(|name| name.starts_with("weir:api#")), "{:?}", ttls.keys());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_holds_something_else_fails_its_own_calls_only() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let weir = Weir::start_with_redis(rules.path(), &redis.url());
+    redis::cmd("RPUSH").arg("weir:api|day=bad|day").arg("x").query::<()>(&mut redis.connection()).unwrap();
+    let mut client = client(&weir).await;
+    let status = client.should_rate_limit(request("api", &[("day", b"bad")])).await.unwrap_err();
+    assert_eq!(status.code(), Grpc::Unavailable);
+    assert!(status.message().contains("its key holds something else"), "{status}");
+    let answer = client.should_rate_limit(request("api", &[("day", b"good")])).await.unwrap().into_inner();
+    assert_eq!(answer.statuses[0].limit_remaining, 999);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_it_starts_answers_unavailable_at_once_and_joins_when_redis_comes() {
+    let rules = rules(RULES);
+    // A port on which there is nobody yet.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("redis://127.0.0.1:{port}");
+    let arguments =
+        ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "1s", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
+    let mut client = client(&weir).await;
+    let start = weir::clock::instant();
+    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Grpc::Unavailable, "there is no connection to Redis"));
+    assert!(start.elapsed() < Duration::from_secs(1), "no call waits for a connection");
+
+    let redis = RedisServer::start_at(port).expect("the port is still free");
+    weir.await_log("connected", 2);
+    let answer = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap().into_inner();
+    assert_eq!(answer.statuses[0].limit_remaining, 999);
+    drop(redis);
+    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
+    assert_eq!(status.code(), Grpc::Unavailable);
+    weir.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_stalls_fails_calls_at_their_deadline_and_is_used_again_after() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let url = redis.url();
+    let arguments =
+        ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "50ms", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
+    weir.await_log("connected", 2);
+    let mut client = client(&weir).await;
+    client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap();
+
+    let mut connection = redis.connection();
+    let asleep = tokio::task::spawn_blocking(move || {
+        redis::cmd("DEBUG").arg("SLEEP").arg("1.5").query::<()>(&mut connection).unwrap();
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let start = weir::clock::instant();
+    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Grpc::Unavailable, "Redis did not answer in time"));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    asleep.await.unwrap();
+    let answer = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap().into_inner();
+    // The call in between has landed, late: where nobody knows, it counts.
+    assert_eq!(answer.statuses[0].limit_remaining, 997);
+}
+
+#[test]
+fn a_url_that_is_none_is_said_at_the_start() {
+    for (url, said) in [
+        ("http://localhost", "redis://[user:password@]host"),
+        ("rediss://localhost", "TLS to Redis is not there yet"),
+        ("redis://:secret@localhost:notaport", "redis://[user:password@]host"),
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["serve", "--redis", url])
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{error}");
+        assert!(error.contains(said), "{error}");
+    }
+}
