@@ -89,7 +89,8 @@ impl App {
         let address = listener.local_addr().map_err(bind_error)?;
         let limiter = Arc::new(match &settings.redis {
             Some(redis) => {
-                Limiter::shared(RedisStore::new(redis.client(), settings.redis_timeout)?, KeySeed::random()?)
+                let store = RedisStore::new(redis.client(), settings.redis_timeout)?;
+                Limiter::shared(store, KeySeed::random()?, settings.remember_denials, clock)
             }
             None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
         });

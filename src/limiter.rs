@@ -1,12 +1,21 @@
 //! From charges to a decision: the only place where stores are chosen between.
 //!
-//! Buckets are in this process's memory, or in a Redis that several processes share.
+//! Buckets are in this process's memory, or in a Redis that several processes share. Redis is not asked again about what
+//! it has denied, while that cannot change.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use crate::bucket::Hits;
+use crate::clock::Clock;
 use crate::decision::{Charge, Decision};
 use crate::store::{KeySeed, LocalStore, RedisStore, StoreError};
+
+mod denials;
+
+use denials::Denials;
 
 /// Decides requests.
 #[derive(Debug)]
@@ -18,7 +27,7 @@ pub struct Limiter {
 #[derive(Debug)]
 enum Store {
     Memory(LocalStore),
-    Shared(RedisStore),
+    Shared { redis: RedisStore, denials: Denials, clock: Clock },
 }
 
 /// What the buckets of a request's charges are called in a shared store, in the order of the charges.
@@ -31,10 +40,11 @@ impl Limiter {
         Self { store: Store::Memory(store), keys }
     }
 
-    /// A limiter over buckets in Redis; `keys` tells buckets apart within a batch.
+    /// A limiter over buckets in Redis; `keys` tells buckets apart within a batch. Denials are remembered for `remember`
+    /// at most.
     #[must_use]
-    pub fn shared(store: RedisStore, keys: KeySeed) -> Self {
-        Self { store: Store::Shared(store), keys }
+    pub fn shared(redis: RedisStore, keys: KeySeed, remember: Duration, clock: Clock) -> Self {
+        Self { store: Store::Shared { redis, denials: Denials::new(remember), clock }, keys }
     }
 
     /// The store, if it is this process's memory: then a decision is had at once.
@@ -42,7 +52,7 @@ impl Limiter {
     pub fn memory(&self) -> Option<&LocalStore> {
         match &self.store {
             Store::Memory(store) => Some(store),
-            Store::Shared(_) => None,
+            Store::Shared { .. } => None,
         }
     }
 
@@ -53,7 +63,20 @@ impl Limiter {
     pub async fn decide(&self, charges: &[Charge], names: Names) -> Result<Decision, StoreError> {
         match &self.store {
             Store::Memory(store) => Ok(store.decide(charges)),
-            Store::Shared(store) => store.decide(charges, names).await,
+            Store::Shared { redis, denials, clock } => {
+                if charges.iter().any(|charge| matches!(charge.hits, Hits::GiveBack(_))) {
+                    let _giving_back = denials.giving_back();
+                    return redis.decide(charges, names).await;
+                }
+                let asked = clock.now();
+                if let Some(decision) = denials.decide(charges, asked) {
+                    return Ok(decision);
+                }
+                let generation = denials.generation();
+                let decision = redis.decide(charges, names).await?;
+                denials.remember(charges, &decision, asked, generation);
+                Ok(decision)
+            }
         }
     }
 

@@ -30,6 +30,14 @@ pub struct Settings {
           value_parser = humantime::parse_duration)]
     pub redis_timeout: Duration,
 
+    /// Longest time that a denial by Redis is remembered, and not asked again; 0s for never
+    ///
+    /// What another instance gives back stays unseen for so long. Without that, a denial holds until the moment that was
+    /// promised with it.
+    #[arg(long, env = "WEIR_REMEMBER_DENIALS", value_name = "DURATION", default_value = "1s",
+          value_parser = humantime::parse_duration)]
+    pub remember_denials: Duration,
+
     /// Buckets kept in memory, about 100 bytes each
     ///
     /// At this number, buckets are forgotten that are full or soonest full again. Those of callers who are being

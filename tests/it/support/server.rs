@@ -19,6 +19,7 @@ pub(crate) fn settings(rules: &Path) -> Settings {
         grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
         redis: None,
         redis_timeout: Duration::from_millis(10),
+        remember_denials: Duration::from_secs(1),
         max_buckets: 1_000_000.try_into().unwrap(),
         max_message_bytes: (4 << 20).try_into().unwrap(),
         max_descriptors: 64.try_into().unwrap(),

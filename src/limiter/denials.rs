@@ -1,0 +1,301 @@
+//! Denials that are known, so that a shared store is not asked again while the answer cannot change.
+//!
+//! What is kept of a denied request is an upper bound of what its buckets hold: as they were, refilled since the moment
+//! when the request was *made*, which is before it was decided. Others can only have taken from them meanwhile. So a
+//! charge that does not fit by this bound does not fit, however small it is, until the promised moment.
+//!
+//! Only giving tokens back could make the bound wrong. Where this process gives back, a new *generation* begins, before
+//! and after: what was asked in an older one is not remembered. What other processes give back stays unseen for as long
+//! as a denial is remembered at most, which is a setting.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use smallvec::SmallVec;
+
+use crate::bucket::{Bucket, Hits, Limit, Outcome, Retry};
+use crate::clock::Micros;
+use crate::decision::{BucketKey, Charge, Decision, Verdict, decide};
+
+/// Buckets that are remembered at most.
+const CAPACITY: usize = 100_000;
+
+/// How often room is made at the most, in microseconds: each time looks at all that is remembered.
+const PURGE: Micros = 100_000;
+
+/// Denials that are known.
+#[derive(Debug)]
+pub(super) struct Denials {
+    known: DashMap<BucketKey, Known>,
+    generation: AtomicU64,
+    /// The longest that one is remembered, in microseconds.
+    longest: Micros,
+    next_purge: AtomicU64,
+}
+
+/// An upper bound of what a bucket holds.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    bucket: Bucket,
+    /// Of the charge that it is known from: under another limit, nothing is known.
+    limit: Limit,
+    generation: u64,
+    /// When it is forgotten.
+    until: Micros,
+}
+
+/// Begins a new generation when it is dropped: what was given back has landed by then, or nobody knows.
+pub(super) struct GivingBack<'d>(&'d Denials);
+
+impl Drop for GivingBack<'_> {
+    fn drop(&mut self) {
+        self.0.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Denials {
+    /// Remembers denials until their promised moment, and `longest` at most.
+    pub(super) fn new(longest: Duration) -> Self {
+        let longest = Micros::try_from(longest.as_micros()).unwrap_or(Micros::MAX);
+        Self { known: DashMap::new(), generation: AtomicU64::new(0), longest, next_purge: AtomicU64::new(0) }
+    }
+
+    /// What was asked before now, or is asked while this is held, is not remembered.
+    pub(super) fn giving_back(&self) -> GivingBack<'_> {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        GivingBack(self)
+    }
+
+    /// To be told to [`Denials::remember`] with what is asked from here on.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The decision on a request, if it is known to be denied. One that gives back is always asked.
+    pub(super) fn decide(&self, charges: &[Charge], now: Micros) -> Option<Decision> {
+        if self.known.is_empty() {
+            return None;
+        }
+        let generation = self.generation();
+        let mut keys: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut buckets: SmallVec<[Bucket; 4]> = SmallVec::new();
+        for key in &keys {
+            let known = *self.known.get(key)?;
+            let of_this = |charge: &&Charge| charge.bucket == *key;
+            let same = charges
+                .iter()
+                .filter(of_this)
+                .all(|charge| charge.limit == known.limit && !matches!(charge.hits, Hits::GiveBack(_)));
+            if known.generation != generation || known.until <= now || !same {
+                return None;
+            }
+            buckets.push(known.bucket);
+        }
+        let places: SmallVec<[usize; 4]> =
+            charges.iter().filter_map(|charge| keys.binary_search(&charge.bucket).ok()).collect();
+        let decision = decide(charges, &places, &mut buckets, now);
+        decision.denied.then_some(decision)
+    }
+
+    /// Remembers what a denied request, made at `asked` in `generation`, says of its buckets.
+    pub(super) fn remember(&self, charges: &[Charge], decision: &Decision, asked: Micros, generation: u64) {
+        if !decision.denied || self.longest == 0 || generation != self.generation() {
+            return;
+        }
+        // Of a bucket that is named twice, a verdict does not say what it holds.
+        let once =
+            |charge: &Charge| charges.iter().filter(|other| other.bucket == charge.bucket).count() == 1;
+        let waits = decision.verdicts.iter().filter_map(|verdict| match verdict.outcome {
+            Outcome::Over(Retry::In(wait)) => Some(wait),
+            Outcome::Over(Retry::Never) | Outcome::Fits => None,
+        });
+        let wait = waits.max().unwrap_or(self.longest).min(self.longest);
+        for (charge, verdict) in charges.iter().zip(&decision.verdicts).filter(|(charge, _)| once(charge)) {
+            let bucket = bound(charge, verdict, asked);
+            let until = asked.saturating_add(wait);
+            if self.has_room(asked) {
+                self.known.insert(charge.bucket, Known { bucket, limit: charge.limit, generation, until });
+            }
+        }
+    }
+
+    fn has_room(&self, now: Micros) -> bool {
+        if self.known.len() < CAPACITY {
+            return true;
+        }
+        if self.next_purge.load(Ordering::Relaxed) <= now {
+            self.next_purge.store(now.saturating_add(PURGE), Ordering::Relaxed);
+            self.known.retain(|_, known| known.until > now);
+        }
+        self.known.len() < CAPACITY
+    }
+}
+
+/// The bucket that a verdict was given on.
+#[allow(clippy::cast_precision_loss, reason = "waits are below 2⁵³, and hits above fit no bucket")]
+fn bound(charge: &Charge, verdict: &Verdict, asked: Micros) -> Bucket {
+    let limit = &charge.limit;
+    let need = match charge.hits {
+        Hits::Take(hits) => hits as f64,
+        Hits::Peek | Hits::GiveBack(_) => 1.0,
+    };
+    let used = match verdict.outcome {
+        // It fits in `wait` and not a microsecond sooner: so much is missing, and a little more.
+        Outcome::Over(Retry::In(wait)) => limit.burst() - need + limit.rate() * wait.saturating_sub(1) as f64,
+        // It is full in so long: so much is used, and a little more.
+        Outcome::Over(Retry::Never) | Outcome::Fits => {
+            limit.rate() * verdict.full_in.saturating_sub(1) as f64
+        }
+    };
+    Bucket::from_parts(used.max(0.0), asked, limit.rate())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::{NonZeroU32, NonZeroU64};
+
+    use super::*;
+    use crate::decision::{Mode, RuleId};
+
+    const SECOND: Micros = 1_000_000;
+    const NOW: Micros = 1_790_000_000_000_000;
+
+    /// `hits` of a bucket of ten that refills one every ten seconds.
+    fn charge(bucket: u128, hits: Hits) -> Charge {
+        let limit = Limit::new(NonZeroU32::new(10).unwrap(), NonZeroU64::new(100 * SECOND).unwrap());
+        Charge { bucket: BucketKey(bucket), rule: RuleId(0), limit, hits, mode: Mode::Enforced }
+    }
+
+    fn take(bucket: u128, hits: u64) -> Charge {
+        charge(bucket, Hits::Take(hits))
+    }
+
+    /// Decides on buckets with so much used, and remembers that.
+    fn learn(denials: &Denials, charges: &[Charge], used: &[u64]) -> Decision {
+        let mut buckets: Vec<Bucket> = used
+            .iter()
+            .zip(charges)
+            .map(|(used, charge)| {
+                let mut bucket = Bucket::FULL;
+                assert_eq!(bucket.take(&charge.limit, Hits::Take(*used), NOW), Outcome::Fits);
+                bucket
+            })
+            .collect();
+        let places: Vec<usize> = (0..charges.len()).collect();
+        let decision = decide(charges, &places, &mut buckets, NOW);
+        denials.remember(charges, &decision, NOW, denials.generation());
+        decision
+    }
+
+    fn denials() -> Denials {
+        Denials::new(Duration::from_secs(3))
+    }
+
+    fn is_known(denials: &Denials, charge: Charge, now: Micros) -> bool {
+        denials.decide(&[charge], now).is_some()
+    }
+
+    #[test]
+    fn a_denial_is_known_until_it_is_forgotten_and_no_longer_than_the_setting() {
+        let denials = denials();
+        assert!(!is_known(&denials, take(1, 1), NOW));
+        let decision = learn(&denials, &[take(1, 1)], &[10]);
+        let known = denials.decide(&[take(1, 1)], NOW).unwrap();
+        assert_eq!(known.verdicts[0].remaining, decision.verdicts[0].remaining);
+        assert!(is_known(&denials, take(1, 1), NOW + 3 * SECOND - 1));
+        assert!(
+            !is_known(&denials, take(1, 1), NOW + 3 * SECOND),
+            "ten seconds were promised, three are the most"
+        );
+        assert!(!is_known(&denials, take(2, 1), NOW), "another bucket");
+    }
+
+    #[test]
+    fn a_denial_is_forgotten_at_the_promised_moment() {
+        let denials = Denials::new(Duration::from_secs(60));
+        learn(&denials, &[take(1, 1)], &[10]);
+        // To the microsecond, but for the one that the bound leaves to be on the safe side.
+        assert!(is_known(&denials, take(1, 1), NOW + 10 * SECOND - 2));
+        assert!(!is_known(&denials, take(1, 1), NOW + 10 * SECOND));
+    }
+
+    #[test]
+    fn a_smaller_charge_is_judged_by_what_is_available_at_most() {
+        let denials = denials();
+        learn(&denials, &[take(1, 5)], &[8]);
+        assert!(is_known(&denials, take(1, 3), NOW), "two are left");
+        assert!(is_known(&denials, take(1, 100), NOW));
+        assert!(!is_known(&denials, take(1, 2), NOW), "which may be taken");
+        assert!(!is_known(&denials, charge(1, Hits::Peek), NOW));
+    }
+
+    #[test]
+    fn what_is_given_back_is_always_asked_and_begins_a_new_generation() {
+        let denials = denials();
+        learn(&denials, &[take(1, 1)], &[10]);
+        assert!(!is_known(&denials, charge(1, Hits::GiveBack(1)), NOW));
+        let before = denials.generation();
+        let giving = denials.giving_back();
+        assert!(!is_known(&denials, take(1, 1), NOW), "it may have room by now");
+        let during = denials.generation();
+        drop(giving);
+
+        let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        for older in [before, during] {
+            denials.remember(&[take(1, 1)], &denied, NOW, older);
+            assert!(!is_known(&denials, take(1, 1), NOW), "asked before the tokens were back");
+        }
+        denials.remember(&[take(1, 1)], &denied, NOW, denials.generation());
+        assert!(is_known(&denials, take(1, 1), NOW));
+    }
+
+    #[test]
+    fn another_limit_is_asked() {
+        let denials = denials();
+        learn(&denials, &[take(1, 1)], &[10]);
+        let raised =
+            Charge { limit: take(1, 1).limit.with_burst(NonZeroU32::new(20).unwrap()), ..take(1, 1) };
+        assert!(!is_known(&denials, raised, NOW));
+    }
+
+    #[test]
+    fn a_request_ends_only_when_that_settles_its_answer_and_shows_what_was_last_known() {
+        let denials = denials();
+        let decision = learn(&denials, &[take(1, 1), take(2, 1)], &[10, 4]);
+        assert_eq!(decision.verdicts[1].remaining, 6);
+        let known = denials.decide(&[take(1, 1), take(2, 1)], NOW).unwrap();
+        assert_eq!(
+            (known.verdicts[0].outcome, known.verdicts[1].remaining),
+            (decision.verdicts[0].outcome, 6)
+        );
+        assert!(denials.decide(&[take(1, 1), take(3, 1)], NOW).is_none(), "nothing is known of the third");
+        let shadowed = Charge { mode: Mode::Shadow, ..take(1, 1) };
+        assert!(!is_known(&denials, shadowed, NOW), "which denies nothing");
+        assert!(!is_known(&denials, take(2, 1), NOW), "which has room");
+        assert!(is_known(&denials, take(2, 8), NOW), "but not for so many");
+    }
+
+    #[test]
+    fn a_bucket_that_is_named_twice_is_not_remembered() {
+        let denials = denials();
+        let twice = [take(1, 6), take(1, 6)];
+        let decision = decide(&twice, &[0, 0], &mut [Bucket::FULL], NOW);
+        denials.remember(&twice, &decision, NOW, denials.generation());
+        assert!(denials.known.is_empty());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let denials = denials();
+        let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        for bucket in 0..CAPACITY as u128 + 10_000 {
+            denials.remember(&[take(bucket, 1)], &denied, NOW, 0);
+        }
+        assert!(denials.known.len() <= CAPACITY);
+        denials.remember(&[take(u128::MAX, 1)], &denied, NOW + 60 * SECOND, 0);
+        assert_eq!(denials.known.len(), 1, "what has run out makes room");
+    }
+}
