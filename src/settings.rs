@@ -21,7 +21,8 @@ pub struct Settings {
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///
-    /// As redis://[user:password@]host[:port][/database], or redis+unix:///path/to/socket.
+    /// As `redis://user:password@host:port/database`, of which only the host is needed, or
+    /// `redis+unix:///path/to/socket`.
     #[arg(long, env = "WEIR_REDIS", value_name = "URL", value_parser = redis_url, hide_env_values = true)]
     pub redis: Option<RedisUrl>,
 
