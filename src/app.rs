@@ -34,6 +34,9 @@ pub enum Error {
     /// The rule files are wrong.
     #[error(transparent)]
     Rules(#[from] LoadError),
+    /// What was said of Redis makes no sense, or a file cannot be read.
+    #[error("--redis: {0}")]
+    Redis(String),
     /// The address cannot be had.
     #[error("cannot listen on {address}: {source}; is another process there? --grpc takes another address")]
     Bind {
@@ -76,6 +79,7 @@ impl App {
         // First of all, or a SIGHUP that comes while the files are read would end the process.
         let hangup = signal(SignalKind::hangup())
             .map_err(|error| Error::Start(format!("cannot wait for SIGHUP: {error}")))?;
+        let redis = settings.redis().map_err(Error::Redis)?;
         let clock = Clock::system();
         let watch = Arc::new(Watch::new(&settings.rules, clock.clone()));
         let loading = Arc::clone(&watch);
@@ -87,9 +91,9 @@ impl App {
         let bind_error = |source| Error::Bind { address: settings.grpc, source };
         let listener = TcpListener::bind(settings.grpc).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        let limiter = Arc::new(match &settings.redis {
+        let limiter = Arc::new(match redis {
             Some(redis) => {
-                let store = RedisStore::new(redis.client(), settings.redis_timeout)?;
+                let store = RedisStore::new(&redis, settings.redis_timeout)?;
                 Limiter::shared(store, KeySeed::random()?, settings.remember_denials, clock)
             }
             None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),

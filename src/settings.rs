@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 
+use crate::store::{Address, Files};
+
 /// Settings of `weir serve`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -21,10 +23,14 @@ pub struct Settings {
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///
-    /// As `redis://user:password@host:port/database`, of which only the host is needed, or
+    /// As `redis://user:password@host:port/database`, of which only the host is needed, `rediss://` for TLS, or
     /// `redis+unix:///path/to/socket`.
-    #[arg(long, env = "WEIR_REDIS", value_name = "URL", value_parser = redis_url, hide_env_values = true)]
+    #[arg(long, env = "WEIR_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<RedisUrl>,
+
+    /// What files say of that Redis.
+    #[command(flatten)]
+    pub redis_files: RedisFiles,
 
     /// Longest time that a call may take with Redis, from its arrival on
     #[arg(long, env = "WEIR_REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms",
@@ -79,39 +85,68 @@ pub struct Settings {
     pub log: String,
 }
 
-/// Where a Redis is. Shows no password.
-#[derive(Clone)]
-pub struct RedisUrl {
-    client: redis::Client,
+/// An address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8081 or [::]:8081".to_owned())
 }
 
-impl RedisUrl {
-    /// A client for it, which has not connected yet.
-    #[must_use]
-    pub fn client(&self) -> &redis::Client {
-        &self.client
+/// A URL that may hold a password: it is not shown, and read only by [`Settings::redis`], whose errors do not show it.
+#[derive(Clone)]
+pub struct RedisUrl(pub String);
+
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        Self(url)
     }
 }
 
 impl std::fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RedisUrl({})", self.client.get_connection_info().addr())
+        f.write_str("RedisUrl(secret)")
     }
 }
 
-fn redis_url(text: &str) -> Result<RedisUrl, String> {
-    const FORMS: &str =
-        "write redis://[user:password@]host[:port][/database] or redis+unix:///path/to/socket";
-    if text.starts_with("rediss://") {
-        return Err("TLS to Redis is not there yet".into());
-    }
-    let client = redis::Client::open(text).map_err(|error| format!("{error}; {FORMS}"))?;
-    Ok(RedisUrl { client })
+/// Files that say more of the Redis; they are read anew for each connection.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RedisFiles {
+    /// File with the name of Redis's user, in place of the URL's
+    #[arg(long, env = "WEIR_REDIS_USERNAME_FILE", value_name = "FILE", requires = "redis")]
+    pub redis_username_file: Option<PathBuf>,
+
+    /// File with the password for Redis, in place of the URL's
+    #[arg(long, env = "WEIR_REDIS_PASSWORD_FILE", value_name = "FILE", requires = "redis")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// PEM file of the authorities that Redis's certificate may be signed by, in place of the system's
+    #[arg(long, env = "WEIR_REDIS_CA", value_name = "FILE", requires = "redis")]
+    pub redis_ca: Option<PathBuf>,
+
+    /// PEM file of weir's own certificate for Redis
+    #[arg(long, env = "WEIR_REDIS_CERT", value_name = "FILE", requires = "redis")]
+    pub redis_cert: Option<PathBuf>,
+
+    /// PEM file of the key of that
+    #[arg(long, env = "WEIR_REDIS_KEY", value_name = "FILE", requires = "redis")]
+    pub redis_key: Option<PathBuf>,
 }
 
-/// An address to listen on.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8081 or [::]:8081".to_owned())
+impl Settings {
+    /// The Redis, with its files; they have been read once.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or makes no sense with the rest, in a line.
+    pub fn redis(&self) -> Result<Option<Address>, String> {
+        let RedisFiles { redis_username_file, redis_password_file, redis_ca, redis_cert, redis_key } =
+            self.redis_files.clone();
+        let files = Files {
+            username: redis_username_file,
+            password: redis_password_file,
+            ca: redis_ca,
+            certificate: redis_cert,
+            key: redis_key,
+        };
+        self.redis.as_ref().map(|RedisUrl(url)| Address::parse(url)?.with_files(files)).transpose()
+    }
 }
 
 /// Variables of the environment that begin with `WEIR_` and set nothing, each with the nearest one that does.

@@ -16,7 +16,7 @@ mod redis;
 
 pub use local::{LocalStore, Usage};
 pub use name::NameBuilder;
-pub use redis::RedisStore;
+pub use redis::{Address, Files, RedisStore};
 
 /// Why a shared store has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

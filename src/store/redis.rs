@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
@@ -23,8 +23,11 @@ use super::StoreError;
 use crate::clock;
 use crate::decision::{Charge, Decision};
 
+mod address;
 mod queue;
 mod script;
+
+pub use address::{Address, Files};
 
 use queue::{Charges, Group, Lane, Queue};
 use script::{Decided, How, NamedCharge};
@@ -77,7 +80,7 @@ struct Shared {
 /// A connection that is kept open.
 #[derive(Debug)]
 struct Link {
-    client: Client,
+    address: Address,
     /// The connection, while there is one that works as far as is known.
     current: ArcSwapOption<Live>,
     /// Rung when it has been found broken.
@@ -93,16 +96,17 @@ impl std::fmt::Debug for Live {
 }
 
 impl RedisStore {
-    /// Uses the Redis at `client`, and begins to connect to it. Calls have `deadline` from their arrival on.
+    /// Uses the Redis at `address`, and begins to connect to it. Calls have `deadline` from their arrival on.
     ///
     /// # Errors
     /// When the system has no randomness to give for this process's name.
-    pub fn new(client: &Client, deadline: Duration) -> Result<Self, getrandom::Error> {
+    pub fn new(address: &Address, deadline: Duration) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let lanes = (0..BATCHES).map(|lane| Lane { note: note(lane), number: 0 }).collect();
-        let link = || Link { client: client.clone(), current: ArcSwapOption::empty(), broken: Notify::new() };
+        let link =
+            || Link { address: address.clone(), current: ArcSwapOption::empty(), broken: Notify::new() };
         let shared = Arc::new(Shared {
             queue: Queue::new(lanes, QUEUE, BATCH_BUCKETS),
             links: (0..CONNECTIONS).map(|_| Arc::new(link())).collect(),
@@ -215,9 +219,13 @@ impl Shared {
     }
 }
 
-/// Whether an error ends the connection that it came over.
+/// Whether an error ends the connection that it came over. One that is no longer logged in is of no use either: the next
+/// one has the password that is valid by now.
 fn is_broken(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_connection_dropped() || error.is_unrecoverable_error()
+    error.code().is_some_and(|code| code == "NOAUTH" || code == "WRONGPASS")
+        || error.is_io_error()
+        || error.is_connection_dropped()
+        || error.is_unrecoverable_error()
 }
 
 impl Link {
@@ -225,7 +233,7 @@ impl Link {
     fn drop_connection(&self, live: &Arc<Live>, error: &RedisError) {
         let before = self.current.compare_and_swap(live, None);
         if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, live)) {
-            tracing::warn!(redis = %self.client.get_connection_info().addr(), %error, "a connection broke");
+            tracing::warn!(redis = %self.address, %error, "a connection broke");
             self.broken.notify_one();
         }
     }
@@ -235,18 +243,17 @@ impl Link {
 async fn keep_connected(link: Arc<Link>) {
     let (first, longest) = RECONNECT;
     let mut pause = first;
-    let address = link.client.get_connection_info().addr().to_string();
     loop {
-        match connect(&link.client).await {
+        match connect(&link.address).await {
             Ok(connection) => {
-                tracing::info!(redis = address, "connected");
+                tracing::info!(redis = %link.address, "connected");
                 pause = first;
                 link.current.store(Some(Arc::new(Live(connection))));
                 link.broken.notified().await;
             }
             Err(error) => {
                 if pause == first {
-                    tracing::warn!(redis = address, error, "cannot connect; trying on");
+                    tracing::warn!(redis = %link.address, error, "cannot connect; trying on");
                 }
                 tokio::time::sleep(jitter(pause)).await;
                 pause = (pause * 2).min(longest);
@@ -255,7 +262,8 @@ async fn keep_connected(link: Arc<Link>) {
     }
 }
 
-async fn connect(client: &Client) -> Result<MultiplexedConnection, String> {
+async fn connect(address: &Address) -> Result<MultiplexedConnection, String> {
+    let client = address.client()?;
     // Deadlines are the calls', not the connection's.
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
@@ -285,5 +293,6 @@ fn jitter(pause: Duration) -> Duration {
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
+#[allow(dead_code, reason = "the integration tests, whose harness this is, use more of it")]
 #[path = "../../tests/it/support/redis.rs"]
 mod server;

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpListener;
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tempfile::TempDir;
 use tonic::Code as Grpc;
 use tonic::transport::Channel;
 use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
@@ -277,7 +281,7 @@ async fn a_key_that_holds_something_else_fails_its_own_calls_only() {
 async fn without_redis_it_starts_answers_unavailable_at_once_and_joins_when_redis_comes() {
     let rules = rules(RULES);
     // A port on which there is nobody yet.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("redis://127.0.0.1:{port}");
     let arguments =
         ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "1s", "--rules"].map(OsStr::new);
@@ -324,19 +328,126 @@ async fn a_redis_that_stalls_fails_calls_at_their_deadline_and_is_used_again_aft
     assert_eq!(answer.statuses[0].limit_remaining, 997);
 }
 
+/// A directory with an authority, and a certificate and key that it signed for `localhost`.
+fn certificates() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.distinguished_name.push(DnType::CommonName, "an authority");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
+    for (name, text) in
+        [("ca.pem", authority.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
+    {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_with_certificates_on_both_sides_and_a_user_of_its_own_whose_password_is_replaced() {
+    let (certificates, rules) = (certificates(), rules(RULES));
+    let file = |name: &str| certificates.path().join(name).to_str().unwrap().to_owned();
+    let (ca, cert, key, password) = (file("ca.pem"), file("cert.pem"), file("key.pem"), file("password"));
+    let tls_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let redis = RedisServer::start_with(&[
+        "--tls-port",
+        &tls_port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "yes",
+    ]);
+    let mut connection = redis.connection();
+    let mut acl = |rules: &[&str]| {
+        redis::cmd("ACL").arg("SETUSER").arg("limiter").arg(rules).query::<()>(&mut connection).unwrap()
+    };
+    // What the manual says is needed, and no more.
+    acl(&[
+        "on", ">first", "~weir:*", "-@all", "+eval", "+evalsha", "+info", "+get", "+set", "+mget", "+exists",
+        "+del", "+time",
+    ]);
+    fs::write(&password, "first\n").unwrap();
+
+    let url = format!("rediss://limiter@localhost:{tls_port}");
+    let serve = |more: &[&str]| {
+        let arguments =
+            ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "2s", "--redis-ca", &ca];
+        let arguments = arguments.iter().chain(more).map(OsStr::new);
+        Weir::start_with(arguments.chain([OsStr::new("--rules"), rules.path().as_os_str()]))
+    };
+    let weir = serve(&["--redis-cert", &cert, "--redis-key", &key, "--redis-password-file", &password]);
+    weir.await_log("connected", 2);
+    let mut client = client(&weir).await;
+    let mut left = async || {
+        let answer = client.should_rate_limit(request("api", &[("narrow", b"x")])).await;
+        answer.map(|answer| answer.into_inner().statuses[0].limit_remaining).map_err(|status| status.code())
+    };
+    assert_eq!(left().await, Ok(49));
+
+    // The password is replaced, and connections that were made with the old one are cut.
+    fs::write(&password, "second\n").unwrap();
+    acl(&[">second", "<first"]);
+    redis::cmd("CLIENT").arg("KILL").arg("USER").arg("limiter").query::<()>(&mut redis.connection()).unwrap();
+    weir.await_log("connected", 2);
+    let start = weir::clock::instant();
+    while left().await != Ok(48) {
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // Without a certificate of its own, or with a wrong password: said, and tried on, while it serves.
+    fs::write(&password, "wrong\n").unwrap();
+    let refused = serve(&["--redis-cert", &cert, "--redis-key", &key, "--redis-password-file", &password]);
+    refused.await_log("cannot connect; trying on", 1);
+    refused.await_log("authentication failed", 1);
+    assert_eq!(refused.logged("wrong\n"), 0, "the password is nowhere in the log");
+    serve(&["--redis-password-file", &password]).await_log("cannot connect; trying on", 1);
+}
+
+#[test]
+fn files_that_cannot_be_used_end_the_start_and_are_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for (arguments, said) in [
+        (["--redis", "redis://localhost", "--redis-password-file", "/nowhere"], "/nowhere: No such file"),
+        (["--redis", "redis://localhost", "--redis-ca", path], "the URL begins with rediss://"),
+        (
+            ["--redis", "rediss://localhost", "--redis-cert", path],
+            "come together: --redis-cert and --redis-key",
+        ),
+        (["--redis", "rediss://localhost", "--redis-ca", path], "no certificate in it"),
+    ] {
+        let rules = rules(RULES);
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_weir"));
+        command.arg("serve").args(["--grpc", "127.0.0.1:0", "--rules"]).arg(rules.path()).args(arguments);
+        let output = command.output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {error}");
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+}
+
 #[test]
 fn a_url_that_is_none_is_said_at_the_start() {
     for (url, said) in [
-        ("http://localhost", "redis://[user:password@]host"),
-        ("rediss://localhost", "TLS to Redis is not there yet"),
-        ("redis://:secret@localhost:notaport", "redis://[user:password@]host"),
+        ("http://localhost", "redis://user:password@host"),
+        ("rediss://localhost/#insecure", "name its authority with --redis-ca"),
+        ("redis://:secret@localhost:notaport", "redis://user:password@host"),
     ] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["serve", "--redis", url])
+            .args(["serve", "--grpc", "127.0.0.1:0", "--redis", url])
             .output()
             .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(64), "{error}");
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(said) && !error.contains("secret"), "{error}");
     }
 }

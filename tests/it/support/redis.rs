@@ -29,14 +29,25 @@ impl RedisServer {
         ports.into_iter().find_map(Self::start_at).expect("redis-server starts")
     }
 
+    /// Starts one with more arguments.
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        Self::run(port, arguments).expect("redis-server starts")
+    }
+
     /// Starts one on a port, and waits until it answers; `None` when it ends instead.
     pub(crate) fn start_at(port: u16) -> Option<Self> {
+        Self::run(port, &[])
+    }
+
+    fn run(port: u16, arguments: &[&str]) -> Option<Self> {
         const PAUSE: Duration = Duration::from_millis(10);
 
         let directory = tempfile::tempdir().unwrap();
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(["--enable-debug-command", "local"])
+            .args(arguments)
             .arg("--dir")
             .arg(directory.path())
             .stdin(Stdio::null())
