@@ -45,6 +45,10 @@ const BATCH_BUCKETS: usize = 256;
 /// Calls that may wait for a batch.
 const QUEUE: usize = 10_000;
 
+/// So many batches in a row that are not answered in time end a connection: it may lead nowhere any more, and a new one
+/// either works or says that there is none, without calls waiting for it.
+const LATE: usize = 5;
+
 /// Longest time for one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -85,6 +89,8 @@ struct Link {
     current: ArcSwapOption<Live>,
     /// Rung when it has been found broken.
     broken: Notify,
+    /// Batches in a row that were not answered in time.
+    late: AtomicUsize,
 }
 
 struct Live(MultiplexedConnection);
@@ -105,8 +111,12 @@ impl RedisStore {
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let lanes = (0..BATCHES).map(|lane| Lane { note: note(lane), number: 0 }).collect();
-        let link =
-            || Link { address: address.clone(), current: ArcSwapOption::empty(), broken: Notify::new() };
+        let link = || Link {
+            address: address.clone(),
+            current: ArcSwapOption::empty(),
+            broken: Notify::new(),
+            late: AtomicUsize::new(0),
+        };
         let shared = Arc::new(Shared {
             queue: Queue::new(lanes, QUEUE, BATCH_BUCKETS),
             links: (0..CONNECTIONS).map(|_| Arc::new(link())).collect(),
@@ -189,7 +199,12 @@ impl Shared {
             let command = group.batch.command(how, &lane.note, lane.number);
             let mut connection = live.0.clone();
             let reply = timeout_at(group.deadline, command.query_async::<Value>(&mut connection)).await;
-            match reply.map_err(|_| StoreError::Late)? {
+            let Ok(reply) = reply else {
+                link.count_late(&live);
+                return Err(StoreError::Late);
+            };
+            link.late.store(0, Ordering::Relaxed);
+            match reply {
                 Ok(reply) => {
                     let reply = group
                         .batch
@@ -229,8 +244,16 @@ fn is_broken(error: &RedisError) -> bool {
 }
 
 impl Link {
+    /// Notes that a batch was not answered in time, and gives the connection up if that goes on.
+    fn count_late(&self, live: &Arc<Live>) {
+        if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE {
+            self.late.store(0, Ordering::Relaxed);
+            self.drop_connection(live, &format_args!("{LATE} batches in a row were not answered in time"));
+        }
+    }
+
     /// Gives up a connection that is broken, if nobody else has yet.
-    fn drop_connection(&self, live: &Arc<Live>, error: &RedisError) {
+    fn drop_connection(&self, live: &Arc<Live>, error: &dyn std::fmt::Display) {
         let before = self.current.compare_and_swap(live, None);
         if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, live)) {
             tracing::warn!(redis = %self.address, %error, "a connection broke");
@@ -245,8 +268,9 @@ async fn keep_connected(link: Arc<Link>) {
     let mut pause = first;
     loop {
         match connect(&link.address).await {
-            Ok(connection) => {
+            Ok((connection, info)) => {
                 tracing::info!(redis = %link.address, "connected");
+                warn_of_eviction(&link.address, &info);
                 pause = first;
                 link.current.store(Some(Arc::new(Live(connection))));
                 link.broken.notified().await;
@@ -262,25 +286,43 @@ async fn keep_connected(link: Arc<Link>) {
     }
 }
 
-async fn connect(address: &Address) -> Result<MultiplexedConnection, String> {
+/// A connection, and what the server says of itself.
+async fn connect(address: &Address) -> Result<(MultiplexedConnection, String), String> {
     let client = address.client()?;
     // Deadlines are the calls', not the connection's.
     let config =
         AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
     let connecting = async {
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
+        let info: String = redis::cmd("INFO").query_async(&mut connection).await?;
         Ok((connection, info))
     };
     let connected = tokio::time::timeout(2 * CONNECT_TIMEOUT, connecting).await;
     let (connection, info) =
         connected.map_err(|_| "no answer")?.map_err(|error: RedisError| error.to_string())?;
-    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap_or_default();
+    let version = told(&info, "redis_version").unwrap_or_default();
     match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
         Some(major) if major < OLDEST => {
             Err(format!("Redis {version} is too old: weir needs {OLDEST}.0 or newer"))
         }
-        _ => Ok(connection),
+        _ => Ok((connection, info)),
+    }
+}
+
+/// A field of what `INFO` says.
+fn told<'i>(info: &'i str, field: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+}
+
+/// Warns of a Redis that may forget what was used while it runs.
+fn warn_of_eviction(address: &Address, info: &str) {
+    if let Some(policy) = told(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
+        tracing::warn!(
+            redis = %address,
+            policy,
+            "this Redis forgets keys when its memory is full, and with them what callers have used: set \
+             maxmemory-policy to noeviction"
+        );
     }
 }
 

@@ -412,6 +412,38 @@ async fn over_tls_with_certificates_on_both_sides_and_a_user_of_its_own_whose_pa
     serve(&["--redis-password-file", &password]).await_log("cannot connect; trying on", 1);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_evicts_keys_is_warned_about() {
+    let rules = rules(RULES);
+    let redis = RedisServer::start_with(&["--maxmemory-policy", "allkeys-lru"]);
+    Weir::start_with_redis(rules.path(), &redis.url()).await_log("set maxmemory-policy to noeviction", 1);
+    let redis = RedisServer::start();
+    let weir = Weir::start_with_redis(rules.path(), &redis.url());
+    assert_eq!(weir.logged("maxmemory-policy"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_lead_nowhere_are_given_up_so_that_calls_fail_at_once() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let url = redis.url();
+    let arguments =
+        ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "20ms", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
+    weir.await_log("connected", 2);
+    redis.pause();
+    let mut client = client(&weir).await;
+    let mut last = String::new();
+    for _ in 0..12 {
+        let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
+        assert_eq!(status.code(), Grpc::Unavailable);
+        last = status.message().to_owned();
+    }
+    assert_eq!(last, "there is no connection to Redis");
+    redis.resume();
+    weir.await_log("connected", 4);
+    client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap();
+}
+
 #[test]
 fn files_that_cannot_be_used_end_the_start_and_are_named() {
     let file = tempfile::NamedTempFile::new().unwrap();

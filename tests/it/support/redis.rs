@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How long it may take to start before the test fails.
@@ -65,6 +66,20 @@ impl RedisServer {
             thread::sleep(PAUSE);
         }
         panic!("redis-server does not answer");
+    }
+
+    /// Stops it in mid-air: it keeps its connections, and answers nothing.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
     }
 
     pub(crate) fn url(&self) -> String {
