@@ -34,7 +34,7 @@ pub struct Settings {
 
     /// Longest time that a call may take with Redis, from its arrival on
     #[arg(long, env = "WEIR_REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms",
-          value_parser = humantime::parse_duration)]
+          value_parser = call_timeout)]
     pub redis_timeout: Duration,
 
     /// Longest time that a denial by Redis is remembered, and not asked again; 0s for never
@@ -57,7 +57,7 @@ pub struct Settings {
     pub max_message_bytes: NonZeroUsize,
 
     /// Descriptors that one request may have
-    #[arg(long, env = "WEIR_MAX_DESCRIPTORS", value_name = "COUNT", default_value = "64")]
+    #[arg(long, env = "WEIR_MAX_DESCRIPTORS", value_name = "COUNT", default_value = "64", value_parser = descriptors)]
     pub max_descriptors: NonZeroUsize,
 
     /// Count every limit and enforce none, to try rules out
@@ -83,6 +83,19 @@ pub struct Settings {
     /// What to log: error, warn, info, debug or trace, also by module as in `info,weir::rules=debug`
     #[arg(long, env = "WEIR_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
+}
+
+/// How long a call may take: neither nothing nor so long that nobody waits for it.
+fn call_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let sensible = Duration::from_millis(1)..=Duration::from_secs(10);
+    if sensible.contains(&timeout) { Ok(timeout) } else { Err("write a duration from 1ms to 10s".into()) }
+}
+
+/// How many descriptors a request may have: each may be a bucket, and a script reads all of them at once.
+fn descriptors(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
+    if count.get() <= 1_024 { Ok(count) } else { Err("at most 1024 are possible".into()) }
 }
 
 /// An address to listen on.

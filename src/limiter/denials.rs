@@ -74,9 +74,6 @@ impl Denials {
 
     /// The decision on a request, if it is known to be denied. One that gives back is always asked.
     pub(super) fn decide(&self, charges: &[Charge], now: Micros) -> Option<Decision> {
-        if self.known.is_empty() {
-            return None;
-        }
         let generation = self.generation();
         let mut keys: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
         keys.sort_unstable();

@@ -8,7 +8,7 @@
 //! before its deadline fails with a [`StoreError`], whether or not its charge has landed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -45,9 +45,12 @@ const BATCH_BUCKETS: usize = 256;
 /// Calls that may wait for a batch.
 const QUEUE: usize = 10_000;
 
-/// So many batches in a row that are not answered in time end a connection: it may lead nowhere any more, and a new one
-/// either works or says that there is none, without calls waiting for it.
-const LATE: usize = 5;
+/// Charges of a batch: many for one bucket take their time too.
+const BATCH_CHARGES: usize = 1_000;
+
+/// How often a connection is asked whether it is still there, and how long it may take to say so. One that was closed
+/// while nobody used it, or that leads nowhere any more, is found by this, not by a call.
+const PING: Duration = Duration::from_secs(1);
 
 /// Longest time for one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -79,6 +82,8 @@ struct Shared {
     hash: String,
     /// Requests that the script and the arithmetic here decided differently.
     parted: AtomicU64,
+    /// Whether Redis answered the last batch with an error.
+    refused: AtomicBool,
 }
 
 /// A connection that is kept open.
@@ -89,11 +94,13 @@ struct Link {
     current: ArcSwapOption<Live>,
     /// Rung when it has been found broken.
     broken: Notify,
-    /// Batches in a row that were not answered in time.
-    late: AtomicUsize,
 }
 
-struct Live(MultiplexedConnection);
+struct Live {
+    connection: MultiplexedConnection,
+    /// Whether it has been of use.
+    served: AtomicBool,
+}
 
 impl std::fmt::Debug for Live {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -111,19 +118,16 @@ impl RedisStore {
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let lanes = (0..BATCHES).map(|lane| Lane { note: note(lane), number: 0 }).collect();
-        let link = || Link {
-            address: address.clone(),
-            current: ArcSwapOption::empty(),
-            broken: Notify::new(),
-            late: AtomicUsize::new(0),
-        };
+        let link =
+            || Link { address: address.clone(), current: ArcSwapOption::empty(), broken: Notify::new() };
         let shared = Arc::new(Shared {
-            queue: Queue::new(lanes, QUEUE, BATCH_BUCKETS),
+            queue: Queue::new(lanes, QUEUE, BATCH_BUCKETS, BATCH_CHARGES),
             links: (0..CONNECTIONS).map(|_| Arc::new(link())).collect(),
             next: AtomicUsize::new(0),
             deadline,
             hash: redis::Script::new(script::DECIDE).get_hash().to_owned(),
             parted: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
         });
         let connecting =
             shared.links.iter().map(|link| tokio::spawn(keep_connected(Arc::clone(link)))).collect();
@@ -152,8 +156,10 @@ impl RedisStore {
         if let Some(lane) = lane {
             tokio::spawn(run(Arc::clone(&self.shared), lane));
         }
-        // Whoever runs the batch answers by the deadline; one that ends without an answer has been dropped with it.
-        match answer.await.unwrap_or(Err(StoreError::Disconnected))? {
+        // Whoever runs the batch answers by the deadline. Should that end without an answer, nobody waits for ever.
+        let answer =
+            timeout_at(deadline + self.shared.deadline, answer).await.map_err(|_| StoreError::Late)?;
+        match answer.unwrap_or(Err(StoreError::Disconnected))? {
             Decided::Decision(decision) => Ok(decision),
             Decided::Unreadable => Err(StoreError::Unreadable),
         }
@@ -197,14 +203,9 @@ impl Shared {
         loop {
             let (link, live) = self.link().ok_or(StoreError::Disconnected)?;
             let command = group.batch.command(how, &lane.note, lane.number);
-            let mut connection = live.0.clone();
+            let mut connection = live.connection.clone();
             let reply = timeout_at(group.deadline, command.query_async::<Value>(&mut connection)).await;
-            let Ok(reply) = reply else {
-                link.count_late(&live);
-                return Err(StoreError::Late);
-            };
-            link.late.store(0, Ordering::Relaxed);
-            match reply {
+            match reply.map_err(|_| StoreError::Late)? {
                 Ok(reply) => {
                     let reply = group
                         .batch
@@ -215,13 +216,24 @@ impl Shared {
                             "Redis and weir decided the same request differently: please report this"
                         );
                     }
+                    if self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed) {
+                        tracing::info!(redis = %link.address, "Redis decides again");
+                    }
+                    if !live.served.load(Ordering::Relaxed) {
+                        live.served.store(true, Ordering::Relaxed);
+                    }
                     return Ok(reply.decided);
                 }
                 Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                     how = How::Source(script::DECIDE)
                 }
-                Err(error) if is_broken(&error) => link.drop_connection(&live, &error),
-                Err(error) => return Err(StoreError::Refused(error.to_string().into())),
+                Err(error) if is_broken(&error) => link.found_broken(&live, &error),
+                Err(error) => {
+                    if !self.refused.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(redis = %link.address, %error, "Redis refuses to decide");
+                    }
+                    return Err(StoreError::Refused(error.to_string().into()));
+                }
             }
         }
     }
@@ -234,55 +246,91 @@ impl Shared {
     }
 }
 
-/// Whether an error ends the connection that it came over. One that is no longer logged in is of no use either: the next
-/// one has the password that is valid by now.
+/// Whether an error ends the connection that it came over. One that is no longer logged in, or that leads to a server which
+/// is no primary any more, is of no use either: the next one has the password that is valid by now, and asks anew where
+/// the name leads to.
 fn is_broken(error: &RedisError) -> bool {
-    error.code().is_some_and(|code| code == "NOAUTH" || code == "WRONGPASS")
+    error.code().is_some_and(|code| matches!(code, "NOAUTH" | "WRONGPASS" | "READONLY" | "MASTERDOWN"))
         || error.is_io_error()
         || error.is_connection_dropped()
         || error.is_unrecoverable_error()
 }
 
 impl Link {
-    /// Notes that a batch was not answered in time, and gives the connection up if that goes on.
-    fn count_late(&self, live: &Arc<Live>) {
-        if self.late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE {
-            self.late.store(0, Ordering::Relaxed);
-            self.drop_connection(live, &format_args!("{LATE} batches in a row were not answered in time"));
+    /// Returns once the connection is broken; asks it whether it is still there when nobody else finds out.
+    async fn watch(&self, live: &Arc<Live>, say: bool) {
+        let reason = loop {
+            let broken = tokio::time::timeout(PING, self.broken.notified()).await;
+            if broken.is_ok() {
+                return;
+            }
+            let mut connection = live.connection.clone();
+            let ping = redis::cmd("PING");
+            match tokio::time::timeout(PING, ping.query_async::<Value>(&mut connection)).await {
+                Err(_) => break "no answer to PING".to_owned(),
+                Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => {
+                    break error.to_string();
+                }
+                // Whatever it answers, it is there.
+                Ok(_) => {}
+            }
+        };
+        if self.drop_connection(live) && say {
+            tracing::warn!(redis = %self.address, error = reason, "a connection broke");
         }
+        // Rung for the same connection meanwhile, perhaps: it is not the next one's.
+        _ = tokio::time::timeout(Duration::ZERO, self.broken.notified()).await;
     }
 
-    /// Gives up a connection that is broken, if nobody else has yet.
-    fn drop_connection(&self, live: &Arc<Live>, error: &dyn std::fmt::Display) {
+    /// Gives up a connection that is broken; false if somebody else has.
+    fn drop_connection(&self, live: &Arc<Live>) -> bool {
         let before = self.current.compare_and_swap(live, None);
-        if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, live)) {
+        before.as_ref().is_some_and(|before| Arc::ptr_eq(before, live))
+    }
+
+    /// Gives up a connection that a call has found broken.
+    fn found_broken(&self, live: &Arc<Live>, error: &RedisError) {
+        if self.drop_connection(live) {
             tracing::warn!(redis = %self.address, %error, "a connection broke");
             self.broken.notify_one();
         }
     }
 }
 
-/// Connects, and again when the connection breaks, for ever. Says when that does not go well, once until it does.
+/// Connects, and again when the connection breaks, for ever. Says what is wrong when that changes, not each time.
 async fn keep_connected(link: Arc<Link>) {
     let (first, longest) = RECONNECT;
     let mut pause = first;
+    let mut said = String::new();
+    // Whether the last connection was: of one that comes after it, nothing is said either.
+    let mut useless = false;
     loop {
         match connect(&link.address).await {
             Ok((connection, info)) => {
-                tracing::info!(redis = %link.address, "connected");
-                warn_of_eviction(&link.address, &info);
-                pause = first;
-                link.current.store(Some(Arc::new(Live(connection))));
-                link.broken.notified().await;
-            }
-            Err(error) => {
-                if pause == first {
-                    tracing::warn!(redis = %link.address, error, "cannot connect; trying on");
+                if !useless {
+                    tracing::info!(redis = %link.address, "connected");
+                    warn_of_eviction(&link.address, &info);
                 }
-                tokio::time::sleep(jitter(pause)).await;
-                pause = (pause * 2).min(longest);
+                said.clear();
+                let since = clock::instant();
+                let live = Arc::new(Live { connection, served: AtomicBool::new(false) });
+                link.current.store(Some(Arc::clone(&live)));
+                link.watch(&live, !useless).await;
+                useless = !live.served.load(Ordering::Relaxed) && since.elapsed() < longest;
+                if !useless {
+                    pause = first;
+                    continue;
+                }
+            }
+            Err(error) if error == said => {}
+            Err(error) => {
+                tracing::warn!(redis = %link.address, error, "cannot connect; trying on");
+                said = error;
             }
         }
+        // Also after a connection that was of no use: a server that drops each would be asked for new ones without end.
+        tokio::time::sleep(jitter(pause)).await;
+        pause = (pause * 2).min(longest);
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use redis::io::tcp::TcpSettings;
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, TlsCertificates,
 };
@@ -42,6 +43,8 @@ impl Address {
     /// What is wrong with it, in a line.
     pub fn parse(url: &str) -> Result<Self, String> {
         let info = url.into_connection_info().map_err(|error| format!("{error}; {FORMS}"))?;
+        // A batch is one small message, and must not wait for another to travel with.
+        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         if let ConnectionAddr::TcpTls { insecure: true, .. } = info.addr() {
             return Err(
                 "`#insecure` would let anybody answer for Redis; name its authority with --redis-ca".into()

@@ -19,7 +19,7 @@
 -- same order. Replies travel as bytes, because Redis cuts a Lua number to its whole part.
 
 local call, unpack_, pack = redis.call, struct.unpack, struct.pack
-local RECORD, TOKEN_BUCKET = '<Bddd', 1
+local RECORD, TOKEN_BUCKET, MOST = '<Bddd', 1, 2 ^ 53
 
 local buckets = #KEYS - 1
 local limits, charges = #ARGV[3] / 24, #ARGV[4] / 13
@@ -31,7 +31,12 @@ local again
 local note = call('GET', KEYS[1])
 if note then
   local number, decided = note:match('^(%d+) (%a+)$')
-  if number == ARGV[1] then again = decided end
+  if number == ARGV[1] then
+    again = decided
+  elseif number and tonumber(number) > tonumber(ARGV[1]) then
+    -- Given up by its sender, who has gone on: nobody waits for it, and its note would hide that of a newer one.
+    return redis.error_reply('ERR weir: a batch that comes after a newer one')
+  end
 end
 
 local clock = call('TIME')
@@ -54,8 +59,9 @@ for i = 1, buckets do
   if record then
     local kind
     if #record == 25 then kind, used[i], at[i], rate[i] = unpack_(RECORD, record) end
-    -- What does not compare with itself is no number.
-    if kind ~= TOKEN_BUCKET or used[i] ~= used[i] or at[i] ~= at[i] or rate[i] ~= rate[i] or rate[i] < 0 then
+    -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
+    if kind ~= TOKEN_BUCKET or not (used[i] >= 0 and used[i] < MOST and at[i] >= 0 and at[i] <= MOST)
+      or not (rate[i] >= 0 and rate[i] < MOST) or (used[i] > 0 and rate[i] == 0) then
       bad[i], found[i] = true, 'x'
     end
   elseif foreign and call('EXISTS', keys[i]) == 1 then
@@ -203,5 +209,8 @@ for b, l in pairs(touched) do
 end
 
 decided = table.concat(decided)
-call('SET', KEYS[1], ARGV[1] .. ' ' .. decided, 'PX', ARGV[2])
+-- A batch that changed nothing may as well be decided again.
+if next(touched) then
+  call('SET', KEYS[1], ARGV[1] .. ' ' .. decided, 'PX', ARGV[2])
+end
 return reply(decided)

@@ -210,15 +210,43 @@ fn the_same_batch_sent_twice_is_applied_once() {
 }
 
 #[test]
+fn a_batch_that_comes_after_a_newer_one_of_its_lane_is_not_applied_and_does_not_hide_it() {
+    let mut fixture = Fixture::start();
+    let limit = limit(10, HOUR, 10);
+    let take = [vec![charge(0, limit, Hits::Take(1), Mode::Enforced)]];
+    fixture.run_as(2, &take, NOW);
+    let mut late = Batch::default();
+    late.push(&take[0]);
+    let mut command = late.command(How::Source(&fixture.script), b"note", 1);
+    command.arg(NOW / SECOND).arg(0);
+    let error = command.query::<Value>(&mut fixture.connection).unwrap_err();
+    assert!(error.to_string().contains("after a newer one"), "{error}");
+    let again = fixture.run_as(2, &take, NOW);
+    assert_eq!(decision(&again[0]).verdicts[0].remaining, 9, "applied once");
+}
+
+#[test]
 fn a_key_of_another_kind_fails_its_own_requests_and_no_neighbours() {
     let mut fixture = Fixture::start();
     let limit = limit(10, HOUR, 10);
     let take = |bucket| charge(bucket, limit, Hits::Take(4), Mode::Enforced);
     redis::cmd("RPUSH").arg(&name(0)[..]).arg("x").query::<()>(&mut fixture.connection).unwrap();
     redis::cmd("SET").arg(&name(1)[..]).arg("no record").query::<()>(&mut fixture.connection).unwrap();
-    let mut not_a_number = vec![1];
-    not_a_number.extend([f64::NAN, 0.0, 1.0].into_iter().flat_map(f64::to_le_bytes));
-    redis::cmd("SET").arg(&name(2)[..]).arg(&not_a_number).query::<()>(&mut fixture.connection).unwrap();
+    let odd = [
+        [f64::NAN, 0.0, 1.0],
+        [1.0, 0.0, f64::INFINITY],
+        [f64::INFINITY, 0.0, 1.0],
+        [1.0, f64::NEG_INFINITY, 1.0],
+        [-1.0, 0.0, 1.0],
+        [1.0, 0.0, 0.0],
+    ];
+    for odd in odd {
+        let mut record = vec![1];
+        record.extend(odd.into_iter().flat_map(f64::to_le_bytes));
+        redis::cmd("SET").arg(&name(2)[..]).arg(&record).query::<()>(&mut fixture.connection).unwrap();
+        let give_back = charge(2, limit, Hits::GiveBack(1), Mode::Enforced);
+        assert_eq!(fixture.run(&[vec![give_back]], NOW), [Decided::Unreadable], "{odd:?}");
+    }
 
     let requests =
         [vec![take(3)], vec![take(0)], vec![take(3), take(1)], vec![take(2)], vec![take(3)], vec![take(4)]];

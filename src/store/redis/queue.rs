@@ -68,6 +68,7 @@ pub(super) struct Queue {
     inner: Mutex<Inner>,
     max_waiting: usize,
     max_buckets: usize,
+    max_charges: usize,
 }
 
 struct Inner {
@@ -76,10 +77,11 @@ struct Inner {
 }
 
 impl Queue {
-    /// A queue of at most `max_waiting` calls, for batches of about `max_buckets` distinct buckets.
-    pub(super) fn new(lanes: Vec<Lane>, max_waiting: usize, max_buckets: usize) -> Self {
+    /// A queue of at most `max_waiting` calls, for batches of at most `max_buckets` distinct buckets and `max_charges`
+    /// charges, or of one request.
+    pub(super) fn new(lanes: Vec<Lane>, max_waiting: usize, max_buckets: usize, max_charges: usize) -> Self {
         let inner = Mutex::new(Inner { waiting: VecDeque::new(), free: lanes });
-        Self { inner, max_waiting, max_buckets }
+        Self { inner, max_waiting, max_buckets, max_charges }
     }
 
     /// Queues a call. With it comes the lane that is to run it, if one is free.
@@ -104,11 +106,13 @@ impl Queue {
     pub(super) fn next(&self, lane: Lane, now: Instant) -> Option<(Lane, Group)> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut group: Option<Group> = None;
+        let mut charges = 0;
         while let Some(waiting) = inner.waiting.front() {
             let late = waiting.deadline <= now;
-            if let Some(group) = &group
+            if let Some(Group { batch, .. }) = &group
                 && !late
-                && group.batch.buckets() + group.batch.new_buckets(&waiting.charges) > self.max_buckets
+                && (batch.buckets() + batch.new_buckets(&waiting.charges) > self.max_buckets
+                    || charges + waiting.charges.len() > self.max_charges)
             {
                 break;
             }
@@ -127,6 +131,7 @@ impl Queue {
             });
             group.deadline = group.deadline.min(waiting.deadline);
             group.batch.push(&waiting.charges);
+            charges += waiting.charges.len();
             group.answers.push(waiting.answer);
         }
         match group {

@@ -157,10 +157,16 @@ impl Batch {
             .zip(decided)
             .map(|(request, decided)| match decided {
                 b'y' if again => Decided::Decision(admitted(request, &buckets, now)),
+                b'n' if again => {
+                    // What denied it is not known any more; what it would meet now is the best that can be said.
+                    let mut decision = replay(request, &mut buckets.clone(), now);
+                    decision.denied = true;
+                    Decided::Decision(decision)
+                }
                 b'y' | b'n' => {
                     let denied = *decided == b'n';
                     let mut decision = replay(request, &mut buckets, now);
-                    parted += u64::from(decision.denied != denied && !again);
+                    parted += u64::from(decision.denied != denied);
                     decision.denied = denied;
                     Decided::Decision(decision)
                 }
