@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisError, ServerErrorKind, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
@@ -100,6 +100,8 @@ struct Live {
     connection: MultiplexedConnection,
     /// Whether it has been of use.
     served: AtomicBool,
+    /// Whether it has been given up: what is under way on it goes over another one, also if nobody told it of an error.
+    gone: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Live {
@@ -204,8 +206,16 @@ impl Shared {
             let (link, live) = self.link().ok_or(StoreError::Disconnected)?;
             let command = group.batch.command(how, &lane.note, lane.number);
             let mut connection = live.connection.clone();
-            let reply = timeout_at(group.deadline, command.query_async::<Value>(&mut connection)).await;
-            match reply.map_err(|_| StoreError::Late)? {
+            let mut gone = live.gone.subscribe();
+            let reply = timeout_at(group.deadline, async {
+                tokio::select! {
+                    biased;
+                    reply = command.query_async::<Value>(&mut connection) => Some(reply),
+                    _ = gone.wait_for(|gone| *gone) => None,
+                }
+            });
+            let Some(reply) = reply.await.map_err(|_| StoreError::Late)? else { continue };
+            match reply {
                 Ok(reply) => {
                     let reply = group
                         .batch
@@ -285,6 +295,7 @@ impl Link {
     /// Gives up a connection that is broken; false if somebody else has.
     fn drop_connection(&self, live: &Arc<Live>) -> bool {
         let before = self.current.compare_and_swap(live, None);
+        live.gone.send_replace(true);
         before.as_ref().is_some_and(|before| Arc::ptr_eq(before, live))
     }
 
@@ -313,7 +324,11 @@ async fn keep_connected(link: Arc<Link>) {
                 }
                 said.clear();
                 let since = clock::instant();
-                let live = Arc::new(Live { connection, served: AtomicBool::new(false) });
+                let live = Arc::new(Live {
+                    connection,
+                    served: AtomicBool::new(false),
+                    gone: watch::Sender::new(false),
+                });
                 link.current.store(Some(Arc::clone(&live)));
                 link.watch(&live, !useless).await;
                 useless = !live.served.load(Ordering::Relaxed) && since.elapsed() < longest;
