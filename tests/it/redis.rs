@@ -175,7 +175,7 @@ async fn a_script_that_is_forgotten_and_connections_that_are_cut_neither_lose_no
         1_000_000 - tally.admitted,
         "every charge landed once"
     );
-    assert!(weirs[0].logged("a connection broke") > 0, "connections were cut");
+    assert!(weirs[0].logged("a connection broke") > 3, "connections were cut");
     assert!(calls(&mut connection, "eval") > 3, "the script was forgotten");
 }
 
