@@ -17,6 +17,7 @@
 //! the stores.
 
 pub mod app;
+pub mod breaker;
 pub mod bucket;
 pub mod cli;
 pub mod clock;
