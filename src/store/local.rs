@@ -38,11 +38,11 @@ const LISTED: usize = 128;
 /// How long a shard that holds nothing to evict is left in peace at least, in microseconds.
 const PAUSE: Micros = 1_000;
 
-/// Buckets in memory.
+/// Buckets in memory, each with an `X` beside it, which is forgotten together with it.
 #[derive(Debug)]
-pub struct LocalStore {
+pub struct LocalStore<X = ()> {
     clock: Clock,
-    buckets: DashMap<BucketKey, Slot>,
+    buckets: DashMap<BucketKey, Slot<X>>,
     /// One for each shard of `buckets`; locked only under that shard's lock.
     candidates: Box<[Mutex<Candidates>]>,
     /// Buckets that a shard may hold, overflow buckets not counted.
@@ -65,12 +65,32 @@ pub struct Usage {
     pub overflowed: u64,
 }
 
-/// A bucket as it is kept: 48 bytes with its key.
+/// A bucket as it is kept: 48 bytes with its key, where nothing is beside it.
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+struct Slot<X> {
     bucket: Bucket,
     /// Of the limit that it was last charged under, in tokens.
     burst: f64,
+    beside: X,
+}
+
+/// Sees a bucket before it is decided on, and what is beside it: both new where it was not there. Is told which of the
+/// request's charges it is for, and the moment. An overflow bucket is not shown.
+pub trait Prepare<X> {
+    /// May change both.
+    fn prepare(&mut self, charge: usize, bucket: &mut Bucket, beside: &mut X, now: Micros);
+}
+
+/// Changes nothing.
+impl<X> Prepare<X> for () {
+    #[inline]
+    fn prepare(&mut self, _: usize, _: &mut Bucket, _: &mut X, _: Micros) {}
+}
+
+impl<X, F: FnMut(usize, &mut Bucket, &mut X, Micros)> Prepare<X> for F {
+    fn prepare(&mut self, charge: usize, bucket: &mut Bucket, beside: &mut X, now: Micros) {
+        self(charge, bucket, beside, now);
+    }
 }
 
 /// Buckets of one shard that may be evicted, the soonest full first.
@@ -84,13 +104,21 @@ struct Candidates {
     next_pass: Micros,
 }
 
-type Table = RawTable<(BucketKey, SharedValue<Slot>)>;
-type Shard<'a> = RwLockWriteGuard<'a, Table>;
+type Table<X> = RawTable<(BucketKey, SharedValue<Slot<X>>)>;
+type Shard<'a, X> = RwLockWriteGuard<'a, Table<X>>;
 
 impl LocalStore {
     /// A store of at most about `capacity` buckets: each shard holds its share of them, rounded up.
     #[must_use]
     pub fn new(capacity: NonZeroUsize, clock: Clock) -> Self {
+        Self::with_beside(capacity, clock)
+    }
+}
+
+impl<X: Default> LocalStore<X> {
+    /// The same, with an `X` beside each bucket.
+    #[must_use]
+    pub fn with_beside(capacity: NonZeroUsize, clock: Clock) -> Self {
         let shards = (capacity.get() / SHARD_SIZE).next_power_of_two().clamp(2, 4_096);
         Self {
             clock,
@@ -105,9 +133,57 @@ impl LocalStore {
 
     /// Decides a request, and leaves its buckets as the decision says.
     pub fn decide(&self, charges: &[Charge]) -> Decision {
+        self.decide_with(charges, &mut ())
+    }
+
+    /// The same, after each bucket has been prepared for it.
+    pub fn decide_with(&self, charges: &[Charge], prepare: &mut impl Prepare<X>) -> Decision {
         match charges {
-            [charge] => self.decide_one(charge),
-            _ => self.decide_all(charges),
+            [charge] => self.decide_one(charge, prepare),
+            _ => self.decide_all(charges, prepare),
+        }
+    }
+
+    /// Looks at a bucket and what is beside it, and may change both; `None` if it is not there.
+    pub fn with<T>(&self, key: BucketKey, look: impl FnOnce(&mut Bucket, &mut X, Micros) -> T) -> Option<T> {
+        let mut shard = self.lock(self.shard_of(key))?;
+        let now = self.clock.now();
+        let slot = find(&mut shard, key)?;
+        Some(look(&mut slot.bucket, &mut slot.beside, now))
+    }
+
+    /// Writes a bucket down as it is known to be, with what is beside it, if there is room for it; one that is full need
+    /// not be kept.
+    pub fn put(&self, key: BucketKey, bucket: Bucket, limit: &Limit, beside: impl FnOnce(&mut X)) {
+        let index = self.shard_of(key);
+        let Some(mut shard) = self.lock(index) else { return };
+        let now = self.clock.now();
+        if find(&mut shard, key).is_some() || self.has_room(index, &mut shard, 1, &[key], now) {
+            self.keep(index, &mut shard, key, bucket, limit, now, None);
+            if let Some(slot) = find(&mut shard, key) {
+                beside(&mut slot.beside);
+            }
+        }
+    }
+
+    /// Shards, for [`LocalStore::look_through`].
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// Shows all buckets of a shard, about a thousand; the shard is locked meanwhile. Those that are full are forgotten.
+    pub fn look_through(&self, shard: usize, mut look: impl FnMut(BucketKey, &mut Bucket, &mut X, Micros)) {
+        let Some(mut shard) = self.lock(shard) else { return };
+        let now = self.clock.now();
+        let table = mem::take(&mut *shard);
+        shard.reserve(table.len(), |(key, _)| hash(*key));
+        for (key, mut slot) in table {
+            let Slot { bucket, beside, .. } = slot.get_mut();
+            look(key, bucket, beside, now);
+            if bucket.full_at() > now {
+                shard.insert_entry(hash(key), (key, slot), |(key, _)| hash(*key));
+            }
         }
     }
 
@@ -122,7 +198,7 @@ impl LocalStore {
         }
     }
 
-    fn decide_one(&self, charge: &Charge) -> Decision {
+    fn decide_one(&self, charge: &Charge, prepare: &mut impl Prepare<X>) -> Decision {
         let key = charge.bucket;
         {
             let index = self.shard_of(key);
@@ -132,22 +208,24 @@ impl LocalStore {
             let now = self.clock.now();
             if let Some(slot) = find(&mut shard, key) {
                 slot.burst = charge.limit.burst();
+                prepare.prepare(0, &mut slot.bucket, &mut slot.beside, now);
                 let decision = decide_one(charge, &mut slot.bucket, now);
                 let token_at = slot.bucket.token_at(slot.burst);
                 self.note_rewritten(index, &shard, token_at);
                 return decision;
             }
             if self.has_room(index, &mut shard, 1, &[key], now) {
-                let mut bucket = Bucket::FULL;
+                let (mut bucket, mut beside) = (Bucket::FULL, X::default());
+                prepare.prepare(0, &mut bucket, &mut beside, now);
                 let decision = decide_one(charge, &mut bucket, now);
-                self.keep(index, &mut shard, key, bucket, &charge.limit, now);
+                self.keep(index, &mut shard, key, bucket, &charge.limit, now, Some(beside));
                 return decision;
             }
         }
-        self.decide_all(std::slice::from_ref(charge))
+        self.decide_all(std::slice::from_ref(charge), prepare)
     }
 
-    fn decide_all(&self, charges: &[Charge]) -> Decision {
+    fn decide_all(&self, charges: &[Charge], prepare: &mut impl Prepare<X>) -> Decision {
         // The bucket of each charge: its own, or where there is no room for that, its rule's overflow bucket.
         let mut owners: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
         loop {
@@ -158,7 +236,7 @@ impl LocalStore {
             let mut indexes: SmallVec<[usize; 4]> = keys.iter().map(|key| self.shard_of(*key)).collect();
             indexes.sort_unstable();
             indexes.dedup();
-            let mut shards: SmallVec<[(usize, Shard<'_>); 4]> =
+            let mut shards: SmallVec<[(usize, Shard<'_, X>); 4]> =
                 indexes.iter().filter_map(|index| Some((*index, self.lock(*index)?))).collect();
             let now = self.clock.now();
 
@@ -188,20 +266,41 @@ impl LocalStore {
 
             let places: SmallVec<[usize; 4]> =
                 owners.iter().map(|owner| keys.binary_search(owner).unwrap_or(usize::MAX)).collect();
-            let mut buckets: SmallVec<[Bucket; 4]> = keys
-                .iter()
-                .map(|key| {
-                    let index = self.shard_of(*key);
-                    let shard = shards.iter_mut().find(|(other, _)| *other == index);
-                    shard.and_then(|(_, shard)| find(shard, *key)).map_or(Bucket::FULL, |slot| slot.bucket)
-                })
-                .collect();
+            // What is beside buckets that are not there yet.
+            let mut besides: SmallVec<[Option<X>; 4]> = keys.iter().map(|_| None).collect();
+            let mut buckets: SmallVec<[Bucket; 4]> = SmallVec::new();
+            for (place, (key, new)) in keys.iter().zip(&mut besides).enumerate() {
+                let index = self.shard_of(*key);
+                let shard = shards.iter_mut().find(|(other, _)| *other == index);
+                let (mut full, mut nothing) = (Bucket::FULL, X::default());
+                let is_new;
+                let (bucket, beside) = match shard.and_then(|(_, shard)| find(shard, *key)) {
+                    Some(Slot { bucket, beside, .. }) => {
+                        is_new = false;
+                        (bucket, beside)
+                    }
+                    None => {
+                        is_new = true;
+                        (&mut full, &mut nothing)
+                    }
+                };
+                if let Some(charge) = places.iter().position(|other| *other == place)
+                    && !is_overflow(*key)
+                {
+                    prepare.prepare(charge, bucket, beside, now);
+                }
+                buckets.push(*bucket);
+                if is_new {
+                    *new = Some(nothing);
+                }
+            }
             let decision = decide(charges, &places, &mut buckets, now);
             for (charge, place) in charges.iter().zip(&places) {
                 let (Some(key), Some(bucket)) = (keys.get(*place), buckets.get(*place)) else { continue };
                 let index = self.shard_of(*key);
                 if let Some((_, shard)) = shards.iter_mut().find(|(other, _)| *other == index) {
-                    self.keep(index, shard, *key, *bucket, &charge.limit, now);
+                    let new = besides.get_mut(*place).and_then(Option::take);
+                    self.keep(index, shard, *key, *bucket, &charge.limit, now, new);
                 }
             }
             return decision;
@@ -209,19 +308,21 @@ impl LocalStore {
     }
 
     /// Writes a bucket down, unless it is full and was not there before. Room has been seen to.
+    #[allow(clippy::too_many_arguments, reason = "where and what")]
     fn keep(
         &self,
         index: usize,
-        shard: &mut Shard<'_>,
+        shard: &mut Shard<'_, X>,
         key: BucketKey,
         bucket: Bucket,
         limit: &Limit,
         now: Micros,
+        beside: Option<X>,
     ) {
-        let kept = Slot { bucket, burst: limit.burst() };
+        let token_at = bucket.token_at(limit.burst());
         if let Some(slot) = find(shard, key) {
-            *slot = kept;
-            return self.note_rewritten(index, shard, bucket.token_at(kept.burst));
+            (slot.bucket, slot.burst) = (bucket, limit.burst());
+            return self.note_rewritten(index, shard, token_at);
         }
         let full_at = bucket.full_at();
         if full_at <= now {
@@ -232,15 +333,16 @@ impl LocalStore {
             // Before the shard grows: what is full goes.
             candidates.pass(shard, &[key], now);
         }
-        shard.insert_entry(hash(key), (key, SharedValue::new(kept)), |(key, _)| hash(*key));
-        candidates.next_pass = candidates.next_pass.min(kept.bucket.token_at(kept.burst));
+        let slot = Slot { bucket, burst: limit.burst(), beside: beside.unwrap_or_default() };
+        shard.insert_entry(hash(key), (key, SharedValue::new(slot)), |(key, _)| hash(*key));
+        candidates.next_pass = candidates.next_pass.min(token_at);
         if !candidates.soonest.is_empty() && full_at < candidates.until {
             candidates.soonest.push(Reverse((full_at, key)));
         }
     }
 
     /// A bucket of a shard that is at its cap has a whole token from `token_at` on: it may be one to evict by then.
-    fn note_rewritten(&self, index: usize, shard: &Shard<'_>, token_at: Micros) {
+    fn note_rewritten(&self, index: usize, shard: &Shard<'_, X>, token_at: Micros) {
         if shard.len() >= self.shard_capacity {
             let mut candidates = self.candidates(index);
             candidates.next_pass = candidates.next_pass.min(token_at);
@@ -251,7 +353,7 @@ impl LocalStore {
     fn has_room(
         &self,
         index: usize,
-        shard: &mut Shard<'_>,
+        shard: &mut Shard<'_, X>,
         wanted: usize,
         spared: &[BucketKey],
         now: Micros,
@@ -285,7 +387,7 @@ impl LocalStore {
         self.buckets.determine_shard(hash_usize(key))
     }
 
-    fn lock(&self, index: usize) -> Option<Shard<'_>> {
+    fn lock(&self, index: usize) -> Option<Shard<'_, X>> {
         self.buckets.shards().get(index).map(|shard| shard.write())
     }
 
@@ -308,7 +410,7 @@ enum Evicted {
 
 impl Candidates {
     /// Evicts the bucket that is soonest full and has a whole token, but none of `spared`.
-    fn evict(&mut self, shard: &mut Shard<'_>, spared: &[BucketKey], now: Micros) -> Evicted {
+    fn evict<X>(&mut self, shard: &mut Shard<'_, X>, spared: &[BucketKey], now: Micros) -> Evicted {
         loop {
             let Some(Reverse((expected, key))) = self.soonest.pop() else {
                 if now < self.next_pass {
@@ -324,7 +426,7 @@ impl Candidates {
                 }
                 continue;
             };
-            let Some(slot) = find(shard, key).copied() else { continue };
+            let Some(slot) = find(shard, key) else { continue };
             let full_at = slot.bucket.full_at();
             if spared.contains(&key) || full_at > self.until || slot.bucket.token_at(slot.burst) > now {
                 // About to be charged; or charged since, so that it is no longer among the soonest, or being limited.
@@ -341,13 +443,13 @@ impl Candidates {
 
     /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full. Those that
     /// are `spared` are neither forgotten nor listed.
-    fn pass(&mut self, shard: &mut Shard<'_>, spared: &[BucketKey], now: Micros) {
+    fn pass<X>(&mut self, shard: &mut Shard<'_, X>, spared: &[BucketKey], now: Micros) {
         let table = mem::take(&mut **shard);
         let mut next_pass = Micros::MAX;
         let mut evictable: Vec<(Micros, BucketKey)> = Vec::new();
-        let mut kept: Vec<(BucketKey, SharedValue<Slot>)> = Vec::with_capacity(table.len());
+        let mut kept: Vec<(BucketKey, SharedValue<Slot<X>>)> = Vec::with_capacity(table.len());
         for (key, slot) in table {
-            let Slot { bucket, burst } = slot.get();
+            let Slot { bucket, burst, .. } = slot.get();
             let (full_at, token_at) = (bucket.full_at(), bucket.token_at(*burst));
             if spared.contains(&key) {
                 next_pass = 0;
@@ -378,7 +480,7 @@ impl Candidates {
     }
 }
 
-fn find(shard: &mut Table, key: BucketKey) -> Option<&mut Slot> {
+fn find<X>(shard: &mut Table<X>, key: BucketKey) -> Option<&mut Slot<X>> {
     shard.get_mut(hash(key), |(other, _)| *other == key).map(|(_, slot)| slot.get_mut())
 }
 

@@ -257,7 +257,7 @@ proptest! {
     }
 }
 
-fn held(store: &LocalStore, which: impl Fn(&Slot) -> bool) -> Vec<(BucketKey, Slot)> {
+fn held(store: &LocalStore, which: impl Fn(&Slot<()>) -> bool) -> Vec<(BucketKey, Slot<()>)> {
     let mut held: Vec<_> = store.buckets.iter().map(|entry| (*entry.key(), *entry.value())).collect();
     held.retain(|(_, slot)| which(slot));
     held
@@ -323,8 +323,68 @@ fn the_same_answers_come_from_one_charge_and_from_a_list_of_one() {
     let (one, list) = (store(1_000, &clock), store(1_000, &clock));
     for n in 0..500u64 {
         let charge = charge(n % 7, 20, n % 9);
-        assert_eq!(one.decide_one(&charge), list.decide_all(&[charge]));
+        assert_eq!(one.decide_one(&charge, &mut ()), list.decide_all(&[charge], &mut ()));
         clock.advance(n * SECOND);
     }
-    assert_eq!(one.decide_one(&charge(1, 20, 1)).verdicts[0].outcome, Outcome::Fits);
+    assert_eq!(one.decide_one(&charge(1, 20, 1), &mut ()).verdicts[0].outcome, Outcome::Fits);
+}
+
+#[test]
+fn each_bucket_is_prepared_once_before_it_is_decided_on_and_what_is_beside_it_stays_as_long_as_it_does() {
+    let clock = Clock::manual(NOW);
+    let store: LocalStore<u32> = LocalStore::with_beside(NonZeroUsize::new(1_000).unwrap(), clock.clone());
+    let charges = [charge("a", 10, 1), charge("b", 10, 1), charge("a", 10, 2)];
+    let mut seen = Vec::new();
+    let mut prepare = |index: usize, bucket: &mut Bucket, beside: &mut u32, _: Micros| {
+        *beside += 1;
+        seen.push((index, *beside));
+        if *beside == 1 {
+            // As if it was known from elsewhere that five are used.
+            let _ = bucket.take(&charges[index].limit, Hits::Take(5), NOW);
+        }
+    };
+    let decision = store.decide_with(&charges, &mut prepare);
+    assert_eq!(decision.verdicts.iter().map(|verdict| verdict.remaining).collect::<Vec<_>>(), [4, 4, 2]);
+    let _ = store.decide_with(&charges[1..2], &mut prepare);
+    seen.sort_unstable();
+    assert_eq!(seen, [(0, 1), (0, 2), (1, 1)]);
+
+    assert_eq!(store.with(charges[0].bucket, |_, beside, _| *beside), Some(1));
+    let mut all = 0;
+    (0..store.shards()).for_each(|shard| store.look_through(shard, |_, _, beside, _| all += *beside));
+    assert_eq!(all, 3);
+    // A year later both are full.
+    clock.advance(365 * 86_400 * SECOND);
+    (0..store.shards()).for_each(|shard| store.look_through(shard, |_, _, _, _| ()));
+    assert_eq!(store.usage().buckets, 0);
+    assert_eq!(store.with(charges[0].bucket, |_, beside, _| *beside), None);
+}
+
+#[test]
+fn what_is_put_is_kept_unless_it_is_full_and_frees_nobody_who_is_limited() {
+    let clock = Clock::manual(NOW);
+    let store: LocalStore<bool> = LocalStore::with_beside(NonZeroUsize::new(2).unwrap(), clock);
+    let used = |hits| {
+        let mut bucket = Bucket::FULL;
+        let _ = bucket.take(&charge("", 10, 1).limit, Hits::Take(hits), NOW);
+        bucket
+    };
+    let put = |name: usize, hits| {
+        let charge = charge(name, 10, 1);
+        store.put(charge.bucket, used(hits), &charge.limit, |beside| *beside = true);
+        store.with(charge.bucket, |bucket, beside, _| (bucket.remaining(&charge.limit, NOW), *beside))
+    };
+    assert_eq!(put(0, 0), None, "it is full");
+    assert_eq!(put(1, 3), Some((7, true)));
+    assert_eq!(put(1, 10), Some((0, true)));
+    for name in 2..100 {
+        put(name, 10);
+    }
+    let held = store.usage();
+    assert!(held.buckets <= held.capacity && held.evicted == 0 && held.overflowed == 0, "{held:?}");
+    assert_eq!(
+        store.with(charge(1usize, 10, 1).bucket, |bucket, _, _| bucket
+            .remaining(&charge(1usize, 10, 1).limit, NOW)),
+        Some(0)
+    );
 }
