@@ -117,6 +117,7 @@ fn charge(n: u64) -> Charge {
         limit: limit(),
         hits: Hits::Take(1),
         mode: Mode::Enforced,
+        on_redis_failure: None,
     }
 }
 

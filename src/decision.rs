@@ -32,6 +32,18 @@ pub enum Mode {
     Shadow,
 }
 
+/// What is answered where a shared store has no answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRedisFailure {
+    /// What this process's own buckets say.
+    #[default]
+    Local,
+    /// A denial.
+    Deny,
+    /// An admission.
+    Allow,
+}
+
 /// One limit that a request meets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Charge {
@@ -45,6 +57,8 @@ pub struct Charge {
     pub hits: Hits,
     /// What happens when there are not as many.
     pub mode: Mode,
+    /// What is answered where a shared store has no answer, if that is not the process's default.
+    pub on_redis_failure: Option<OnRedisFailure>,
 }
 
 /// The answer for one charge.
@@ -151,7 +165,7 @@ mod tests {
 
     fn charge(mode: Mode, hits: Hits) -> Charge {
         let limit = Limit::new(NonZeroU32::new(10).unwrap(), NonZeroU64::new(10 * SECOND).unwrap());
-        Charge { bucket: BucketKey(0), rule: RuleId(0), limit, hits, mode }
+        Charge { bucket: BucketKey(0), rule: RuleId(0), limit, hits, mode, on_redis_failure: None }
     }
 
     fn with_used(used: u64) -> Bucket {

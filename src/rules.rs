@@ -19,6 +19,7 @@ mod compile;
 mod explain;
 mod file;
 mod problem;
+mod rule;
 mod tree;
 mod watch;
 mod yaml;
@@ -27,7 +28,8 @@ pub(crate) use explain::text;
 pub use explain::{Explanation, Step};
 pub use file::Unit;
 pub use problem::{Place, Problem, Severity};
-pub use tree::{Allowance, Domain, Entry, Rule, Source};
+pub use rule::{Allowance, Rule, RuleLimit, Source};
+pub use tree::{Domain, Entry};
 pub use watch::Watch;
 pub use yaml::Any;
 
@@ -97,22 +99,20 @@ impl RuleSet {
     ///
     /// Otherwise each reload would look like a change of every limit to the buckets that have not been used since.
     pub fn succeed(&mut self, previous: &Self) {
-        let before: HashMap<RuleId, Limit> = previous
-            .domains
-            .values()
-            .flat_map(Domain::rules)
-            .filter_map(|rule| match rule.allowance {
-                Allowance::Limited { limit, .. } => Some((rule.id, limit)),
-                Allowance::Unlimited => None,
-            })
-            .collect();
+        let limits = |domain: &'_ Domain| {
+            let limits = domain.rules().flat_map(|rule| &rule.limits);
+            limits.filter_map(|limit| Some((limit.id, limit.allowance.limit()?))).collect::<Vec<_>>()
+        };
+        let before: HashMap<RuleId, Limit> = previous.domains.values().flat_map(limits).collect();
         for domain in self.domains.values_mut() {
             domain.root.for_each_rule(&mut |rule| {
-                if let Allowance::Limited { limit, .. } = &mut rule.allowance
-                    && let Some(before) = before.get(&rule.id)
-                    && limit.since(before.in_force_since()) == *before
-                {
-                    *limit = *before;
+                for limit in &mut rule.limits {
+                    if let Allowance::Limited { limit: now, .. } = &mut limit.allowance
+                        && let Some(before) = before.get(&limit.id)
+                        && now.since(before.in_force_since()) == *before
+                    {
+                        *now = *before;
+                    }
                 }
             });
         }
@@ -135,13 +135,13 @@ impl RuleSet {
         self.files
     }
 
-    /// How many rules have a limit.
+    /// How many limits there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.domains.values().map(Domain::len).sum()
     }
 
-    /// Whether no rule has a limit.
+    /// Whether there is no limit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -154,47 +154,32 @@ impl RuleSet {
     }
 }
 
-/// What applies to one descriptor of a request.
-#[derive(Clone, Copy, Debug)]
-pub enum Applies<'r> {
-    /// No limit.
-    Nothing,
-    /// A limit, which another descriptor's limit replaces.
-    Replaced(&'r Rule),
-    /// A rule.
-    Rule(&'r Rule),
+/// What the descriptors of a request meet.
+#[derive(Debug)]
+pub struct Resolved<'r> {
+    /// The rule of each descriptor, in order.
+    pub rules: SmallVec<[Option<&'r Rule>; 4]>,
+    /// Limits that replace others.
+    replacing: SmallVec<[&'r RuleLimit; 2]>,
+}
+
+impl Resolved<'_> {
+    /// Whether a limit does not apply because another one that the request meets replaces it.
+    #[must_use]
+    pub fn is_replaced(&self, limit: &RuleLimit) -> bool {
+        !limit.name.is_empty() && self.replacing.iter().any(|other| other.replaces.contains(&limit.name))
+    }
 }
 
 impl Domain {
-    /// What applies to each descriptor of one request, in order; `None` stands for a descriptor that brings its own limit.
+    /// What each descriptor of one request meets; `None` stands for a descriptor that brings its own limit.
     #[must_use]
-    pub fn resolve<'e>(
-        &self,
-        descriptors: impl Iterator<Item = Option<&'e [Entry<'e>]>>,
-    ) -> SmallVec<[Applies<'_>; 4]> {
-        let mut applies: SmallVec<[Applies<'_>; 4]> = descriptors
-            .map(|entries| {
-                entries.and_then(|entries| self.find(entries)).map_or(Applies::Nothing, Applies::Rule)
-            })
-            .collect();
-        let replacing: SmallVec<[&Rule; 4]> = applies
-            .iter()
-            .filter_map(|applies| match applies {
-                Applies::Rule(rule) if !rule.replaces.is_empty() => Some(*rule),
-                _ => None,
-            })
-            .collect();
-        if !replacing.is_empty() {
-            for applies in &mut applies {
-                if let Applies::Rule(rule) = *applies
-                    && !rule.name.is_empty()
-                    && replacing.iter().any(|other| other.replaces.contains(&rule.name))
-                {
-                    *applies = Applies::Replaced(rule);
-                }
-            }
-        }
-        applies
+    pub fn resolve<'e>(&self, descriptors: impl Iterator<Item = Option<&'e [Entry<'e>]>>) -> Resolved<'_> {
+        let rules: SmallVec<[Option<&Rule>; 4]> =
+            descriptors.map(|entries| entries.and_then(|entries| self.find(entries))).collect();
+        let limits = rules.iter().flatten().flat_map(|rule| &rule.limits);
+        let replacing = limits.filter(|limit| !limit.replaces.is_empty()).collect();
+        Resolved { rules, replacing }
     }
 }
 

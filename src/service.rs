@@ -4,18 +4,18 @@
 //! can cause is decided, never refused: a proxy lets a call through when its limiter answers with an error, so an odd
 //! byte in a header would be a way around every limit.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
 use tonic::{Request, Response, Status};
 
-use crate::bucket::Limit;
 use crate::clock::Micros;
-use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
+use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdict};
 use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
-use crate::rules::{Allowance, Applies, Entry, Rule, RuleSet};
+use crate::rules::{Allowance, Entry, Resolved, Rule, RuleLimit, RuleSet};
 use crate::store::{Identity, KeySeed, NameBuilder};
 
 mod convert;
@@ -53,14 +53,14 @@ enum Asked<'r> {
     Nothing,
     /// A limit that admits everything.
     Unlimited,
-    /// The charge at this index.
-    Charge { index: usize, source: LimitSource<'r> },
+    /// These charges, by this rule; without one, by a limit that the request brought.
+    Charges { of: Range<usize>, rule: Option<&'r Rule> },
 }
 
 /// Where a limit comes from.
 #[derive(Clone, Copy)]
 enum LimitSource<'r> {
-    Rule(&'r Rule),
+    Rule(&'r RuleLimit),
     Request(Override),
 }
 
@@ -70,9 +70,23 @@ struct Plan<'r> {
     /// For each descriptor.
     asked: SmallVec<[Asked<'r>; 4]>,
     charges: SmallVec<[Charge; 4]>,
+    /// For each charge.
+    limits: SmallVec<[LimitSource<'r>; 4]>,
     /// For each charge, where the store needs them.
     names: Names,
     is_known_domain: bool,
+}
+
+impl<'r> Plan<'r> {
+    /// The charges of a descriptor, each with its limit and the verdict on it.
+    fn charged<'p>(
+        &'p self,
+        of: &Range<usize>,
+        decision: &'p Decision,
+    ) -> impl Iterator<Item = (&'p Charge, &'p Verdict, LimitSource<'r>)> {
+        let charges = self.charges.iter().zip(&decision.verdicts).zip(&self.limits);
+        charges.map(|((charge, verdict), limit)| (charge, verdict, *limit)).skip(of.start).take(of.len())
+    }
 }
 
 /// Tells the entries of a bucket's identity; `shared` says where a pattern stands in for a value.
@@ -128,25 +142,21 @@ impl Service {
             return Ok(plan);
         };
         plan.is_known_domain = true;
-        let applies = domain.resolve(descriptors.iter().map(|descriptor| {
+        let resolved = domain.resolve(descriptors.iter().map(|descriptor| {
             let has_own_limit = descriptor.limit.is_some();
             (!has_own_limit).then_some(&descriptor.entries[..])
         }));
-        for (descriptor, applies) in descriptors.iter().zip(&applies) {
-            let index = plan.charges.len();
-            let asked = match (descriptor.limit, applies) {
+        for (descriptor, rule) in descriptors.iter().zip(&resolved.rules) {
+            let asked = match (descriptor.limit, *rule) {
                 (Some(limit), _) => {
-                    self.charge_override(&mut plan, &request.domain, descriptor, &limit);
-                    Asked::Charge { index, source: LimitSource::Request(limit) }
+                    let first = plan.charges.len();
+                    self.charge_override(&mut plan, &request.domain, descriptor, limit);
+                    Asked::Charges { of: first..plan.charges.len(), rule: None }
                 }
-                (None, Applies::Nothing | Applies::Replaced(_)) => Asked::Nothing,
-                (None, Applies::Rule(rule)) => match &rule.allowance {
-                    Allowance::Unlimited => Asked::Unlimited,
-                    Allowance::Limited { limit, .. } => {
-                        self.charge_rule(&mut plan, &request.domain, descriptor, rule, *limit);
-                        Asked::Charge { index, source: LimitSource::Rule(rule) }
-                    }
-                },
+                (None, None) => Asked::Nothing,
+                (None, Some(rule)) => {
+                    self.charge_rule(&mut plan, &request.domain, descriptor, rule, &resolved)
+                }
             };
             plan.asked.push(asked);
         }
@@ -161,27 +171,42 @@ impl Service {
         }
     }
 
-    fn charge_rule(
+    fn charge_rule<'r>(
         &self,
-        plan: &mut Plan<'_>,
+        plan: &mut Plan<'r>,
         domain: &str,
         descriptor: &convert::Descriptor<'_>,
-        rule: &Rule,
-        limit: Limit,
-    ) {
+        rule: &'r Rule,
+        resolved: &Resolved<'_>,
+    ) -> Asked<'r> {
+        let first = plan.charges.len();
+        let mut is_unlimited = false;
         let mut key = self.limiter.keys().key(domain);
         identify(&mut key, descriptor, &rule.shared);
-        plan.charges.push(Charge {
-            bucket: key.limit(rule.limit_id.as_bytes()),
-            rule: rule.id,
-            limit,
-            hits: descriptor.hits,
-            mode: self.mode(rule.mode),
-        });
-        if self.limiter.memory().is_none() {
-            let mut name = NameBuilder::new(domain);
-            identify(&mut name, descriptor, &rule.shared);
-            plan.names.push(name.limit(rule.limit_id.as_bytes()));
+        for rule_limit in rule.limits.iter().filter(|limit| !resolved.is_replaced(limit)) {
+            let Allowance::Limited { limit, .. } = rule_limit.allowance else {
+                is_unlimited = true;
+                continue;
+            };
+            plan.charges.push(Charge {
+                bucket: key.limit(rule_limit.limit_id.as_bytes()),
+                rule: rule_limit.id,
+                limit,
+                hits: rule.cost_of(descriptor.hits),
+                mode: self.mode(rule.mode),
+                on_redis_failure: rule.on_redis_failure,
+            });
+            plan.limits.push(LimitSource::Rule(rule_limit));
+            if self.limiter.memory().is_none() {
+                let mut name = NameBuilder::new(domain);
+                identify(&mut name, descriptor, &rule.shared);
+                plan.names.push(name.limit(rule_limit.limit_id.as_bytes()));
+            }
+        }
+        match first..plan.charges.len() {
+            of if !of.is_empty() => Asked::Charges { of, rule: Some(rule) },
+            _ if is_unlimited => Asked::Unlimited,
+            _ => Asked::Nothing,
         }
     }
 
@@ -191,7 +216,7 @@ impl Service {
         plan: &mut Plan<'_>,
         domain: &str,
         descriptor: &convert::Descriptor<'_>,
-        limit: &Override,
+        limit: Override,
     ) {
         let unit = limit.unit.name().unwrap_or_default().as_bytes();
         let mut key = self.limiter.keys().key(domain);
@@ -203,7 +228,9 @@ impl Service {
             limit: limit.limit().since(Micros::MAX),
             hits: descriptor.hits,
             mode: self.mode(Mode::Enforced),
+            on_redis_failure: None,
         });
+        plan.limits.push(LimitSource::Request(limit));
         if self.limiter.memory().is_none() {
             let mut name = NameBuilder::new(domain);
             identify(&mut name, descriptor, &[]);
@@ -223,13 +250,15 @@ impl Service {
             .map(|asked| match asked {
                 Asked::Nothing => convert::no_limit(),
                 Asked::Unlimited => convert::unlimited(),
-                Asked::Charge { index, source } => match (charges.get(*index), decision.verdicts.get(*index))
-                {
-                    (Some(charge), Some(verdict)) => {
-                        convert::status(charge, verdict, convert::current_limit(*source))
-                    }
-                    _ => convert::no_limit(),
-                },
+                Asked::Charges { of, .. } => {
+                    // The one that denied, or else the one with the least left.
+                    let shown = plan.charged(of, decision).reduce(|shown, other| {
+                        if convert::tightness(other.1) < convert::tightness(shown.1) { other } else { shown }
+                    });
+                    shown.map_or_else(convert::no_limit, |(charge, verdict, limit)| {
+                        convert::status(charge, verdict, convert::current_limit(limit))
+                    })
+                }
             })
             .collect();
         let code = if decision.denied { Code::OverLimit } else { Code::Ok };
@@ -237,7 +266,7 @@ impl Service {
         let dynamic_metadata = with_metadata.then(|| {
             let passed = asked.iter().zip(&statuses).filter(|(_, status)| status.code == i32::from(Code::Ok));
             let metadata = passed.filter_map(|(asked, _)| match asked {
-                Asked::Charge { source: LimitSource::Rule(rule), .. } => rule.metadata.as_ref(),
+                Asked::Charges { rule: Some(rule), .. } => rule.metadata.as_ref(),
                 _ => None,
             });
             convert::dynamic_metadata(request, metadata)

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::descriptor::DescriptorArg;
-use crate::decision::Mode;
-use crate::rules::{Allowance, Applies, Domain, Entry, Rule, RuleSet, text as text_of};
+use crate::decision::{Mode, OnRedisFailure};
+use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
 
 /// Tells for each descriptor of a request what it meets, and why.
 pub(super) fn explain(set: &RuleSet, name: &str, descriptors: &[DescriptorArg]) -> String {
@@ -16,11 +16,11 @@ pub(super) fn explain(set: &RuleSet, name: &str, descriptors: &[DescriptorArg]) 
         );
     };
     let entries: Vec<Vec<Entry<'_>>> = descriptors.iter().map(DescriptorArg::entries).collect();
-    let applies = domain.resolve(entries.iter().map(|entries| Some(&entries[..])));
+    let resolved = domain.resolve(entries.iter().map(|entries| Some(&entries[..])));
     let mut text = String::new();
-    for ((descriptor, entries), applies) in descriptors.iter().zip(&entries).zip(&applies) {
+    for (descriptor, entries) in descriptors.iter().zip(&entries) {
         // Writing to a String does not fail.
-        _ = write_one(&mut text, name, domain, descriptor, entries, applies);
+        _ = write_one(&mut text, name, domain, descriptor, entries, &resolved);
     }
     text
 }
@@ -31,7 +31,7 @@ fn write_one(
     domain: &Domain,
     descriptor: &DescriptorArg,
     entries: &[Entry<'_>],
-    applies: &Applies<'_>,
+    resolved: &Resolved<'_>,
 ) -> std::fmt::Result {
     writeln!(text, "{descriptor}")?;
     let explanation = domain.explain(entries);
@@ -47,22 +47,36 @@ fn write_one(
     if let Some(why_not) = &explanation.why_not {
         writeln!(text, "  no limit: {why_not}")?;
     }
-    match applies {
-        Applies::Nothing => {}
-        Applies::Replaced(rule) => {
-            writeln!(text, "  no limit: another descriptor's limit replaces `{}`", rule.name)?
+    let Some(rule) = explanation.rule else { return Ok(()) };
+    for limit in &rule.limits {
+        if resolved.is_replaced(limit) {
+            writeln!(text, "  no limit: another descriptor's limit replaces `{}`", limit.name)?;
+        } else {
+            write_limit(text, name, entries, rule, limit)?;
         }
-        Applies::Rule(rule) => write_rule(text, name, entries, rule)?,
     }
-    Ok(())
+    if rule.cost > 1 {
+        writeln!(text, "  cost: a hit takes {} tokens", rule.cost)?;
+    }
+    match rule.on_redis_failure {
+        Some(OnRedisFailure::Deny) => writeln!(text, "  without Redis: denied"),
+        Some(OnRedisFailure::Allow) => writeln!(text, "  without Redis: admitted"),
+        Some(OnRedisFailure::Local) | None => Ok(()),
+    }
 }
 
-fn write_rule(text: &mut String, domain: &str, entries: &[Entry<'_>], rule: &Rule) -> std::fmt::Result {
+fn write_limit(
+    text: &mut String,
+    domain: &str,
+    entries: &[Entry<'_>],
+    rule: &Rule,
+    rule_limit: &RuleLimit,
+) -> std::fmt::Result {
     write!(text, "  limit: ")?;
-    let Allowance::Limited { limit, requests_per_unit, unit } = &rule.allowance else {
-        return writeln!(text, "none, it is unlimited ({})", rule.source);
+    let Allowance::Limited { limit, requests_per_unit, unit } = rule_limit.allowance else {
+        return writeln!(text, "none, it is unlimited ({})", rule_limit.source);
     };
-    if *requests_per_unit == 0 {
+    if requests_per_unit == 0 {
         write!(text, "0 per {unit}: nothing is admitted")?;
     } else {
         write!(text, "{requests_per_unit} per {unit}, {} at once", limit.burst())?;
@@ -72,7 +86,7 @@ fn write_rule(text: &mut String, domain: &str, entries: &[Entry<'_>], rule: &Rul
         Mode::Quota => ", a quota: denies when all quotas of a request are over",
         Mode::Shadow => ", in shadow mode: denies nothing",
     };
-    writeln!(text, "{mode} ({})", rule.source)?;
+    writeln!(text, "{mode} ({})", rule_limit.source)?;
 
     write!(text, "  bucket: domain `{domain}`")?;
     for (Entry { key, value }, shared) in entries.iter().zip(&rule.shared) {
@@ -82,5 +96,5 @@ fn write_rule(text: &mut String, domain: &str, entries: &[Entry<'_>], rule: &Rul
         };
         write!(text, ", {}={}{note}", text_of(key), text_of(value))?;
     }
-    writeln!(text, ", limit `{}`", rule.limit_id)
+    writeln!(text, ", limit `{}`", rule_limit.limit_id)
 }

@@ -163,7 +163,14 @@ mod tests {
     /// `hits` of a bucket of ten that refills one every ten seconds.
     fn charge(bucket: u128, hits: Hits) -> Charge {
         let limit = Limit::new(NonZeroU32::new(10).unwrap(), NonZeroU64::new(100 * SECOND).unwrap());
-        Charge { bucket: BucketKey(bucket), rule: RuleId(0), limit, hits, mode: Mode::Enforced }
+        Charge {
+            bucket: BucketKey(bucket),
+            rule: RuleId(0),
+            limit,
+            hits,
+            mode: Mode::Enforced,
+            on_redis_failure: None,
+        }
     }
 
     fn take(bucket: u128, hits: u64) -> Charge {

@@ -2,26 +2,41 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hasher as _;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use hashbrown::hash_map::Entry as Slot;
 use siphasher::sip::SipHasher13;
 
-use super::file::{Descriptor, File, RateLimit, Unit};
+use super::file::{Descriptor, File};
 use super::problem::{Path, Place, Problem, Problems};
-use super::tree::{Allowance, Branch, Domain, Node, Rule, Source};
+use super::rule::{Rule, Source};
+use super::tree::{Branch, Domain, Node};
 use super::yaml::{self, Any, Field};
-use crate::bucket::Limit;
 use crate::clock::Micros;
-use crate::decision::{Mode, RuleId};
+use crate::decision::{Mode, OnRedisFailure, RuleId};
+
+mod limit;
 
 /// Rules in the making.
 pub(super) struct Compiler {
-    domains: BTreeMap<Box<str>, Domain>,
-    found: Vec<Problem>,
+    /// In their order. What is said of a domain as a whole may stand in any of its files, so all are read before one is
+    /// made sense of.
+    files: Vec<Read>,
     /// Since when the limits are in force.
     since: Micros,
+}
+
+/// A file that has been read.
+struct Read {
+    problems: Problems,
+    /// Nothing if it could not be made sense of, which has been noted.
+    file: Option<File>,
+}
+
+/// What the files of a domain say of all of its rules, and where.
+#[derive(Default)]
+struct Common {
+    on_redis_failure: Option<(OnRedisFailure, Source)>,
 }
 
 /// The levels above a rule, and its own.
@@ -35,52 +50,68 @@ struct Level<'f> {
 
 impl Compiler {
     pub(super) fn new(since: Micros) -> Self {
-        Self { domains: BTreeMap::new(), found: Vec::new(), since }
+        Self { files: Vec::new(), since }
     }
 
     /// Adds a file's rules, and what is wrong with them.
     pub(super) fn add(&mut self, name: Arc<str>, text: &str) {
         let problems = Problems::new(name);
-        if let Some(tree) = yaml::parse(text, &problems)
-            && let Some(file) = yaml::read::<File>(&tree, &problems)
-        {
-            self.file(&file, &problems);
-        }
-        self.found.extend(problems.into_found());
+        let file = yaml::parse(text, &problems).and_then(|tree| yaml::read::<File>(&tree, &problems));
+        self.files.push(Read { problems, file });
     }
 
     /// Notes a problem with a file that could not be read as text.
     pub(super) fn unreadable(&mut self, name: Arc<str>, place: Place, message: impl Into<String>) {
         let problems = Problems::new(name);
         problems.error(place, &Path::Root, message);
-        self.found.extend(problems.into_found());
+        self.files.push(Read { problems, file: None });
     }
 
-    pub(super) fn finish(mut self) -> (BTreeMap<Box<str>, Domain>, Vec<Problem>) {
-        self.domains.values_mut().for_each(|domain| domain.root.prepare());
-        (self.domains, self.found)
-    }
-
-    fn file(&mut self, file: &File, problems: &Problems) {
-        let path = Path::Key(&Path::Root, "domain");
-        match &file.domain {
-            Field::Absent => {
-                problems.error(Place::START, &path, "missing: a file says which domain its rules are for")
+    /// The rules of all files, and all that is wrong with them or odd.
+    pub(super) fn finish(self) -> (BTreeMap<Box<str>, Domain>, Vec<Problem>) {
+        let mut commons: BTreeMap<&str, Common> = BTreeMap::new();
+        for Read { problems, file } in &self.files {
+            if let Some(file) = file {
+                let name = file.domain.get().map_or("", String::as_str);
+                commons.entry(name).or_default().add(file, problems);
             }
-            Field::Given(place, domain) if domain.is_empty() => {
-                problems.error(*place, &path, "the domain is empty")
-            }
-            Field::Given(..) | Field::Broken => {}
         }
-        let name = file.domain.get().map_or("", String::as_str);
-        let path = Path::Key(&Path::Root, "descriptors");
-        let scope = Scope { problems, domain: name, since: self.since };
-        if name.is_empty() {
-            // Not to be used; its rules are looked at all the same.
-            scope.descriptors(&mut Branch::default(), &file.descriptors, &path, &mut Vec::new());
-        } else {
-            let domain = self.domains.entry(name.into()).or_default();
-            scope.descriptors(&mut domain.root, &file.descriptors, &path, &mut Vec::new());
+        let mut domains = BTreeMap::<Box<str>, Domain>::new();
+        for Read { problems, file } in &self.files {
+            let Some(file) = file else { continue };
+            let name = file.domain.get().map_or("", String::as_str);
+            let Some(common) = commons.get(name) else { continue };
+            let scope = Scope { problems, domain: name, since: self.since, common };
+            if name.is_empty() {
+                // Not to be used; its rules are looked at all the same.
+                scope.file(&mut Domain::default(), file);
+            } else {
+                scope.file(domains.entry(name.into()).or_default(), file);
+            }
+        }
+        domains.values_mut().for_each(|domain| domain.root.prepare());
+        let found = self.files.into_iter().flat_map(|read| read.problems.into_found()).collect();
+        (domains, found)
+    }
+}
+
+impl Common {
+    /// Adds what a file says of its domain as a whole.
+    fn add(&mut self, file: &File, problems: &Problems) {
+        once(&mut self.on_redis_failure, &file.on_redis_failure, "on_redis_failure", problems);
+    }
+}
+
+/// Sets what a domain may be told once, in whichever of its files.
+fn once<T: Clone>(told: &mut Option<(T, Source)>, field: &Field<T>, key: &str, problems: &Problems) {
+    let Field::Given(place, value) = field else { return };
+    match told {
+        Some((_, twin)) => {
+            let message = format!("this domain's files say `{key}` twice: the other one is at {twin}");
+            problems.error(*place, &Path::Key(&Path::Root, key), message);
+        }
+        None => {
+            *told = Some((value.clone(), Source { file: Arc::clone(problems.file()), place: *place }));
         }
     }
 }
@@ -90,9 +121,26 @@ struct Scope<'f> {
     problems: &'f Problems,
     domain: &'f str,
     since: Micros,
+    common: &'f Common,
 }
 
 impl<'f> Scope<'f> {
+    fn file(&self, domain: &mut Domain, file: &'f File) {
+        let path = Path::Key(&Path::Root, "domain");
+        match &file.domain {
+            Field::Absent => {
+                let message = "missing: a file says which domain its rules are for";
+                self.problems.error(Place::START, &path, message);
+            }
+            Field::Given(place, domain) if domain.is_empty() => {
+                self.problems.error(*place, &path, "the domain is empty")
+            }
+            Field::Given(..) | Field::Broken => {}
+        }
+        let path = Path::Key(&Path::Root, "descriptors");
+        self.descriptors(&mut domain.root, &file.descriptors, &path, &mut Vec::new());
+    }
+
     fn descriptors(
         &self,
         branch: &mut Branch,
@@ -196,33 +244,33 @@ impl<'f> Scope<'f> {
             let place = descriptor.metadata.place().unwrap_or(place);
             self.problems.error(place, &Path::Key(path, "metadata"), "expected a map");
         }
-        if descriptor.rate_limit.is_absent() {
-            for (field, key) in
-                [(&descriptor.shadow_mode, "shadow_mode"), (&descriptor.quota_mode, "quota_mode")]
-            {
-                if let Field::Given(place, true) = field {
-                    self.problems.warning(
-                        *place,
-                        &Path::Key(path, key),
-                        "says nothing without a `rate_limit` beside it",
-                    );
+        if descriptor.rate_limit.is_absent() && descriptor.rate_limits.is_absent() {
+            let is_true = |field: &Field<bool>| match field {
+                Field::Given(place, true) => Some(*place),
+                _ => None,
+            };
+            for (place, key) in [
+                (is_true(&descriptor.shadow_mode), "shadow_mode"),
+                (is_true(&descriptor.quota_mode), "quota_mode"),
+                (descriptor.cost.place(), "cost"),
+                (descriptor.on_redis_failure.place(), "on_redis_failure"),
+            ] {
+                if let Some(place) = place {
+                    let message = "says nothing without a `rate_limit` beside it";
+                    self.problems.warning(place, &Path::Key(path, key), message);
                 }
             }
             return None;
         }
-        let rate_limit = descriptor.rate_limit.get()?;
-        let path = &Path::Key(path, "rate_limit");
-        let place = descriptor.rate_limit.place().unwrap_or(place);
-        let allowance = self.allowance(place, rate_limit, path);
-        let replaces = self.replaces(rate_limit, path);
-
-        let name = rate_limit.name.get().map_or("", String::as_str);
-        let allowance = allowance?;
-        let limit_id: Box<str> = match allowance {
-            _ if !name.is_empty() => name.into(),
-            Allowance::Limited { unit, .. } => unit.to_string().into(),
-            Allowance::Unlimited => "unlimited".into(),
-        };
+        if let Field::Given(place, 0) = descriptor.cost {
+            let message = "a hit costs at least 1: to let hits pass without a charge, remove the limit";
+            self.problems.error(place, &Path::Key(path, "cost"), message);
+        }
+        let limits = self.limits(descriptor, path, trail);
+        if limits.is_empty() {
+            return None;
+        }
+        let place = descriptor.rate_limit.place().or(descriptor.rate_limits.place()).unwrap_or(place);
         let mode = match (is_true(&descriptor.shadow_mode), is_true(&descriptor.quota_mode)) {
             (true, _) => Mode::Shadow,
             (false, true) => Mode::Quota,
@@ -230,102 +278,19 @@ impl<'f> Scope<'f> {
         };
         let shared =
             |level: &Level<'_>| level.value.filter(|_| level.shared).map(|value| value.as_bytes().into());
+        let common = self.common.on_redis_failure.as_ref().map(|(choice, _)| *choice);
         Some(Rule {
-            id: rule_id(self.domain, trail, &limit_id),
+            id: rule_id(self.domain, trail, None),
             label: label(self.domain, trail),
             source: self.source(place),
-            allowance,
-            name: name.into(),
-            limit_id,
-            replaces,
+            limits,
             mode,
             shared: trail.iter().map(shared).collect(),
+            cost: descriptor.cost.get().copied().unwrap_or(1),
+            on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
             detailed_metric: is_true(&descriptor.detailed_metric),
         })
-    }
-
-    fn allowance(&self, place: Place, rate_limit: &RateLimit, path: &Path<'_>) -> Option<Allowance> {
-        if is_true(&rate_limit.unlimited) {
-            if let Some(place) = rate_limit.unit.place() {
-                let message = "what is unlimited has no unit: remove `unit`, or `unlimited`";
-                self.problems.error(place, &Path::Key(path, "unit"), message);
-            }
-            if let Some(place) = rate_limit.requests_per_unit.place() {
-                let path = Path::Key(path, "requests_per_unit");
-                self.problems.warning(place, &path, "says nothing beside `unlimited`");
-            }
-            if let Some(place) = rate_limit.burst.place() {
-                let message = "what is unlimited has no burst: remove `burst`, or `unlimited`";
-                self.problems.error(place, &Path::Key(path, "burst"), message);
-            }
-            return Some(Allowance::Unlimited);
-        }
-
-        if rate_limit.unit.is_absent() {
-            let message = "missing: a limit is so many requests per `unit`, such as minute or 30s";
-            self.problems.error(place, &Path::Key(path, "unit"), message);
-        }
-        if rate_limit.requests_per_unit.is_absent() {
-            let message = "missing, which is 0: nothing will be admitted. Write 0 if that is meant";
-            self.problems.warning(place, &Path::Key(path, "requests_per_unit"), message);
-        }
-        let requests_per_unit = match &rate_limit.requests_per_unit {
-            Field::Absent => Some(0),
-            field => field.get().copied(),
-        };
-        let burst = self.burst(rate_limit, requests_per_unit, path);
-        let (unit, requests_per_unit): (Unit, u32) = (*rate_limit.unit.get()?, requests_per_unit?);
-        let limit = match (NonZeroU32::new(requests_per_unit), burst) {
-            (None, _) => Limit::blocked(unit.micros()),
-            (Some(requests), None) => Limit::new(requests, unit.micros()),
-            (Some(requests), Some(burst)) => Limit::new(requests, unit.micros()).with_burst(burst),
-        };
-        Some(Allowance::Limited { limit: limit.since(self.since), requests_per_unit, unit })
-    }
-
-    fn burst(
-        &self,
-        rate_limit: &RateLimit,
-        requests_per_unit: Option<u32>,
-        path: &Path<'_>,
-    ) -> Option<NonZeroU32> {
-        let Field::Given(place, burst) = &rate_limit.burst else { return None };
-        let path = Path::Key(path, "burst");
-        if *burst == 0 {
-            let message = "a burst is at least 1; to admit nothing, write `requests_per_unit: 0`";
-            self.problems.error(*place, &path, message);
-        } else if requests_per_unit == Some(0) {
-            self.problems.error(
-                *place,
-                &path,
-                "`requests_per_unit: 0` admits nothing, so there is no burst: remove it",
-            );
-        }
-        NonZeroU32::new(*burst)
-    }
-
-    fn replaces(&self, rate_limit: &RateLimit, path: &Path<'_>) -> Box<[Box<str>]> {
-        let own = rate_limit.name.get().filter(|name| !name.is_empty());
-        let path = Path::Key(path, "replaces");
-        let mut names = Vec::new();
-        for (index, item) in rate_limit.replaces.get().into_iter().flatten().enumerate() {
-            let path = Path::Index(&path, index);
-            let Field::Given(place, replaces) = item else { continue };
-            match &replaces.name {
-                Field::Given(place, name) if Some(name) == own => {
-                    self.problems.error(*place, &Path::Key(&path, "name"), "a limit cannot replace itself");
-                }
-                Field::Given(_, name) if !name.is_empty() => names.push(name.as_str().into()),
-                Field::Broken => {}
-                Field::Given(..) | Field::Absent => {
-                    let message = "missing: say the `name` of the limit that gives way";
-                    let place = replaces.name.place().unwrap_or(*place);
-                    self.problems.error(place, &Path::Key(&path, "name"), message);
-                }
-            }
-        }
-        names.into()
     }
 }
 
@@ -348,7 +313,8 @@ fn label(domain: &str, trail: &Trail<'_>) -> Box<str> {
 }
 
 /// Says the same of the same rule in every process, and never of two: the parts go in with their lengths.
-fn rule_id(domain: &str, trail: &Trail<'_>, limit_id: &str) -> RuleId {
+/// Without a limit's id it is that of the rule, which has several.
+fn rule_id(domain: &str, trail: &Trail<'_>, limit_id: Option<&str>) -> RuleId {
     let mut hasher = SipHasher13::new();
     let mut part = |kind: u8, text: &str| {
         hasher.write_u8(kind);
@@ -360,6 +326,8 @@ fn rule_id(domain: &str, trail: &Trail<'_>, limit_id: &str) -> RuleId {
         part(1, level.key);
         part(u8::from(level.value.is_some()) + 2, level.value.unwrap_or_default());
     }
-    part(4, limit_id);
+    if let Some(limit_id) = limit_id {
+        part(4, limit_id);
+    }
     RuleId(hasher.finish())
 }

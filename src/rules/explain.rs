@@ -1,6 +1,7 @@
 //! Why a descriptor meets the limit that it meets, or none: the steps of the lookup, and what came near.
 
-use super::tree::{Branch, Choices, Domain, Entry, Matched, Rule, Source};
+use super::rule::{Rule, Source};
+use super::tree::{Branch, Choices, Domain, Entry, Matched};
 
 /// So many near misses are told of one entry.
 const MAX_NEAR: usize = 5;

@@ -1,14 +1,16 @@
 //! A rule file as it is written: the types that serde fills, before anything is checked.
 //!
-//! The format is envoyproxy/ratelimit's, with `burst` and units such as `30s` added. Every field may be missing or
-//! broken here; [`compile`](super::compile) says what must be there.
+//! The format is envoyproxy/ratelimit's, with more keys. Every field may be missing or broken here;
+//! [`compile`](super::compile) says what must be there.
 
 use std::num::NonZeroU64;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::yaml::{Any, Field};
+use super::problem::{Place, shorten};
+use super::yaml::{Any, Field, FromText, parse_whole, text_or};
 use crate::clock::Micros;
+use crate::decision::OnRedisFailure;
 
 /// A file: a domain and its rules.
 #[derive(Debug, Default, Deserialize)]
@@ -16,6 +18,7 @@ use crate::clock::Micros;
 pub(super) struct File {
     pub(super) domain: Field<String>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
+    pub(super) on_redis_failure: Field<OnRedisFailure>,
 }
 
 /// A rule: what it matches, what it limits, and the rules below it.
@@ -25,6 +28,9 @@ pub(super) struct Descriptor {
     pub(super) key: Field<String>,
     pub(super) value: Field<String>,
     pub(super) rate_limit: Field<RateLimit>,
+    pub(super) rate_limits: Field<Vec<Field<RateLimit>>>,
+    pub(super) cost: Field<u32>,
+    pub(super) on_redis_failure: Field<OnRedisFailure>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) shadow_mode: Field<bool>,
     pub(super) quota_mode: Field<bool>,
@@ -34,9 +40,9 @@ pub(super) struct Descriptor {
     pub(super) metadata: Field<Any>,
 }
 
-/// A limit.
+/// A limit: a map, or short for one, `60/minute` or `unlimited`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 pub(super) struct RateLimit {
     pub(super) name: Field<String>,
     pub(super) unit: Field<Unit>,
@@ -44,6 +50,58 @@ pub(super) struct RateLimit {
     pub(super) burst: Field<u32>,
     pub(super) unlimited: Field<bool>,
     pub(super) replaces: Field<Vec<Field<Replaces>>>,
+}
+
+impl<'de> Deserialize<'de> for RateLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or(deserializer)
+    }
+}
+
+impl<'de> FromText<'de> for RateLimit {
+    fn from_text(text: &str) -> Result<Self, String> {
+        // What is short is told of as a whole: its parts have no places of their own.
+        fn given<T>(value: T) -> Field<T> {
+            Field::Given(Place::START, value)
+        }
+        if text == "unlimited" {
+            return Ok(Self { unlimited: given(true), ..Self::default() });
+        }
+        let Some((requests, unit)) = text.split_once('/') else {
+            let text = shorten(text);
+            return Err(format!(
+                "`{text}` is no limit: write `unlimited`, a number and a unit such as `60/minute`, or a map"
+            ));
+        };
+        let number = parse_whole(requests.trim()).and_then(|number| u32::try_from(number).ok());
+        let Some(requests) = number else {
+            let requests = shorten(requests.trim());
+            return Err(format!(
+                "expected a whole number from 0 to {} before the `/`, found `{requests}`",
+                u32::MAX
+            ));
+        };
+        let unit = Unit::parse(unit.trim())?;
+        Ok(Self { unit: given(unit), requests_per_unit: given(requests), ..Self::default() })
+    }
+
+    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for OnRedisFailure {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match &*String::deserialize(deserializer)? {
+            "local" => Ok(Self::Local),
+            "deny" => Ok(Self::Deny),
+            "allow" => Ok(Self::Allow),
+            other => {
+                let other = shorten(other);
+                Err(de::Error::custom(format!("expected local, deny or allow, found `{other}`")))
+            }
+        }
+    }
 }
 
 /// Another limit that gives way to this one.
@@ -66,6 +124,8 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "key",
                 "value",
                 "rate_limit",
+                "rate_limits",
+                "cost",
                 "shadow_mode",
                 "quota_mode",
                 "detailed_metric",
@@ -75,7 +135,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
             ],
         ),
         ("in `rate_limit`", &["unit", "requests_per_unit", "burst", "unlimited", "replaces", "name"]),
-        ("at the top of the file, or in a descriptor beside `key`", &["descriptors"]),
+        ("at the top of the file, or in a descriptor beside `key`", &["descriptors", "on_redis_failure"]),
     ];
     if key.len() > LONGEST_WORD {
         return "a key that is too long to be one of those known".into();
@@ -170,7 +230,7 @@ impl Unit {
     ///
     /// `60s` is a minute: second, minute, hour and day are the same however they are written. A week, a month and a
     /// year are calendar things to other algorithms, and are not the same as their number of days.
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Some((_, unit, _)) = NAMED.iter().find(|(name, ..)| name.eq_ignore_ascii_case(text)) {
             return Ok(*unit);
         }

@@ -1,5 +1,8 @@
 use super::*;
 
+mod limits;
+mod mistakes;
+
 fn load_text(text: &str) -> Result<RuleSet, LoadError> {
     RuleSet::from_texts([("api.yaml", text)], 0)
 }
@@ -144,7 +147,7 @@ descriptors:
         [("404=1.0", 1), ("k=0x1F", 16), ("k=true", 1_000), ("k=no", 7), ("k=007", 15), ("k=anything", 3)]
     {
         let rule = find(&set, descriptor).unwrap_or_else(|| panic!("{descriptor}"));
-        let Allowance::Limited { requests_per_unit, .. } = rule.allowance else { panic!() };
+        let Allowance::Limited { requests_per_unit, .. } = rule.limits[0].allowance else { panic!() };
         assert_eq!(requests_per_unit, requests, "{descriptor}");
     }
 }
@@ -166,7 +169,7 @@ descriptors:
       <<: [ { unit: day }, *slow ]
 ",
     );
-    let shown = |descriptor: &str| match find(&set, descriptor).unwrap().allowance {
+    let shown = |descriptor: &str| match find(&set, descriptor).unwrap().limits[0].allowance {
         Allowance::Limited { limit, requests_per_unit, unit } => {
             format!("{requests_per_unit}/{unit} {}", limit.burst())
         }
@@ -196,22 +199,22 @@ descriptors:
     );
     let a = find(&set, "a=1").unwrap();
     assert_eq!(
-        (&*a.name, &*a.limit_id, a.mode, a.detailed_metric),
+        (&*a.limits[0].name, &*a.limits[0].limit_id, a.mode, a.detailed_metric),
         ("wide", "wide", crate::decision::Mode::Quota, true)
     );
-    assert_eq!(a.replaces.iter().map(|name| &**name).collect::<Vec<_>>(), ["narrow"]);
+    assert_eq!(a.limits[0].replaces.iter().map(|name| &**name).collect::<Vec<_>>(), ["narrow"]);
     let Some(Any::Map(metadata)) = &a.metadata else { panic!("{:?}", a.metadata) };
     assert_eq!(metadata["team"], Any::Text("x".into()));
     let Any::List(list) = &metadata["list"] else { panic!() };
     assert_eq!(list[..4], [Any::Number(1.0), Any::Number(2.5), Any::Bool(true), Any::Null]);
     let b = find(&set, "b=1").unwrap();
-    assert_eq!((b.allowance, b.mode), (Allowance::Unlimited, crate::decision::Mode::Shadow));
+    assert_eq!((b.limits[0].allowance, b.mode), (Allowance::Unlimited, crate::decision::Mode::Shadow));
     let f = find(&set, "f=files/x,m=get").unwrap();
     assert_eq!(
         f.shared.iter().map(|shared| shared.as_deref()).collect::<Vec<_>>(),
         [Some(&b"files/*"[..]), None]
     );
-    assert_eq!(&*f.limit_id, "day");
+    assert_eq!(&*f.limits[0].limit_id, "day");
 }
 
 #[test]
@@ -228,152 +231,6 @@ fn files_share_a_domain_when_their_rules_do_not_clash() {
         listed(&error),
         "two.yaml:3:5 descriptors[0]: key `a` stands here twice: the other one is at one.yaml:3:5. Put their rules together\n"
     );
-}
-
-#[test]
-fn every_mistake_is_told_with_its_place_and_a_way_out() {
-    // A text, and all that is said of it.
-    let rule =
-        |inner: &str| format!("domain: api\ndescriptors:\n  - key: a\n    rate_limit: {{ {inner} }}\n");
-    let descriptor = |inner: &str| format!("domain: api\ndescriptors:\n  - {{ {inner} }}\n");
-    let unit = "unit: minute, requests_per_unit: 1";
-    let number = |found: &str| {
-        format!(
-            "4:49 descriptors[0].rate_limit.requests_per_unit: expected a whole number from 0 to 4294967295, found {found}"
-        )
-    };
-    let cases: Vec<(String, Vec<String>)> = vec![
-        (String::new(), vec!["1:1: the file is empty: it needs a `domain` and `descriptors`".into()]),
-        ("descriptors: []\n".into(), vec!["1:1 domain: missing: a file says which domain its rules are for".into()]),
-        ("domain: ''\n".into(), vec!["1:9 domain: the domain is empty".into()]),
-        ("- a\n".into(), vec!["1:1: expected a map with `domain` or `descriptors`, found a list".into()]),
-        (
-            "domain: api\ndescriptors: [a, b]\n".into(),
-            vec![
-                "2:15 descriptors[0]: expected a map with `key`, `value`, …, found `a`".into(),
-                "2:18 descriptors[1]: expected a map with `key`, `value`, …, found `b`".into(),
-            ],
-        ),
-        ("domain: api\ndescriptors: 5\n".into(), vec!["2:14 descriptors: expected a list, found `5`".into()]),
-        ("domain: [a]\n".into(), vec!["1:9 domain: expected text, found a list".into()]),
-        (
-            "domain: api\n1: x\n".into(),
-            vec!["2:1: a key is text, and `1` is not: write it in quotes if it is meant".into()],
-        ),
-        ("domain: api\n? [a]\n: x\n".into(), vec!["2:3: a key is text, not a list".into()]),
-        (
-            "domain: api\ndomain: web\n".into(),
-            vec!["2:1 domain: `domain` is written twice; the first time is at 1:1".into()],
-        ),
-        ("domain: api\n---\ndomain: web\n".into(), vec!["2:1: a second document begins here: a file holds one, so split it in two".into()]),
-        (descriptor("value: x"), vec!["3:5 descriptors[0].key: missing: a descriptor says which entry it is about".into()]),
-        (descriptor("key: ''"), vec!["3:12 descriptors[0].key: the key is empty".into()]),
-        (
-            descriptor("key: 'a*'"),
-            vec!["3:12 descriptors[0].key: a key has no wildcards: put the `*` into `value`".into()],
-        ),
-        (
-            descriptor("key: a, values: [x]"),
-            vec!["3:15 descriptors[0].values: unknown key `values`; did you mean `value`?".into()],
-        ),
-        (
-            descriptor("key: a, requests_per_unit: 5"),
-            vec!["3:15 descriptors[0].requests_per_unit: `requests_per_unit` does not belong here: it stands in `rate_limit`".into()],
-        ),
-        (
-            descriptor("key: a, share_threshold: true, value: b"),
-            vec!["3:32 descriptors[0].share_threshold: only values that match a pattern can share a bucket: `value` needs a `*` for that".into()],
-        ),
-        (
-            descriptor("key: a, shadow_mode: \"true\""),
-            vec!["3:28 descriptors[0].shadow_mode: expected `true` or `false`, without quotes, found the text \"true\"".into()],
-        ),
-        (descriptor("key: a, shadow_mode: 1"), vec!["3:28 descriptors[0].shadow_mode: expected `true` or `false`, found `1`".into()]),
-        (
-            descriptor("key: a, shadow_mode: true"),
-            vec!["3:28 descriptors[0].shadow_mode: warning: says nothing without a `rate_limit` beside it".into()],
-        ),
-        (descriptor("key: a, metadata: x"), vec!["3:25 descriptors[0].metadata: expected a map".into()]),
-        (rule("requests_per_unit: 1"), vec!["4:17 descriptors[0].rate_limit.unit: missing: a limit is so many requests per `unit`, such as minute or 30s".into()]),
-        (
-            rule("unit: minutes, requests_per_unit: 1"),
-            vec!["4:25 descriptors[0].rate_limit.unit: unknown unit `minutes`; did you mean `minute`?".into()],
-        ),
-        (
-            rule("unit: minute"),
-            vec!["4:17 descriptors[0].rate_limit.requests_per_unit: warning: missing, which is 0: nothing will be admitted. Write 0 if that is meant".into()],
-        ),
-        (rule("unit: minute , requests_per_unit: -1"), vec![number("`-1`").replace("4:49", "4:53")]),
-        (rule("unit: day, requests_per_unit: 1.5"), vec![number("`1.5`")]),
-        (rule("unit: day, requests_per_unit: 1e3"), vec![number("`1e3`")]),
-        (rule("unit: day, requests_per_unit: 4294967296"), vec![number("`4294967296`")]),
-        (rule("unit: day, requests_per_unit: 99999999999999999999"), vec![number("`99999999999999999999`")]),
-        (rule("unit: day, requests_per_unit: [1]"), vec![number("a list")]),
-        (rule("unit: day, requests_per_unit: '1'"), vec![number("the text \"1\"").replace("295, found", "295, without quotes, found")]),
-        (
-            rule("unit: day, requests_per_unit: 010"),
-            vec!["4:49 descriptors[0].rate_limit.requests_per_unit: `010` is octal to some readers of YAML and decimal to others: write it without the leading zero".into()],
-        ),
-        (
-            rule("unlimited: true, unit: day"),
-            vec!["4:42 descriptors[0].rate_limit.unit: what is unlimited has no unit: remove `unit`, or `unlimited`".into()],
-        ),
-        (
-            rule("unlimited: true, requests_per_unit: 5"),
-            vec!["4:55 descriptors[0].rate_limit.requests_per_unit: warning: says nothing beside `unlimited`".into()],
-        ),
-        (
-            rule(&format!("{unit}, burst: 0")),
-            vec!["4:62 descriptors[0].rate_limit.burst: a burst is at least 1; to admit nothing, write `requests_per_unit: 0`".into()],
-        ),
-        (
-            rule("unit: minute, requests_per_unit: 0, burst: 5"),
-            vec!["4:62 descriptors[0].rate_limit.burst: `requests_per_unit: 0` admits nothing, so there is no burst: remove it".into()],
-        ),
-        (
-            rule(&format!("{unit}, replaces: [{{ name: '' }}]")),
-            vec!["4:74 descriptors[0].rate_limit.replaces[0].name: missing: say the `name` of the limit that gives way".into()],
-        ),
-        (
-            rule(&format!("{unit}, replaces: [{{}}]")),
-            vec!["4:66 descriptors[0].rate_limit.replaces[0].name: missing: say the `name` of the limit that gives way".into()],
-        ),
-        (
-            rule(&format!("{unit}, name: x, replaces: [{{ name: x }}]")),
-            vec!["4:83 descriptors[0].rate_limit.replaces[0].name: a limit cannot replace itself".into()],
-        ),
-        (
-            rule(&format!("{unit}, replaces: [x]")),
-            vec!["4:66 descriptors[0].rate_limit.replaces[0]: expected a map with `name`, found `x`".into()],
-        ),
-        (
-            rule(&format!("{unit}, shadow_mode: true")),
-            vec!["4:55 descriptors[0].rate_limit.shadow_mode: `shadow_mode` does not belong here: it stands in the descriptor, beside `key`".into()],
-        ),
-        (
-            "domain: api\ndescriptors:\n  - key: a\n    rate_limit:\n  - key: b\n".into(),
-            vec!["4:15 descriptors[0].rate_limit: warning: nothing is written here, so it says nothing".into()],
-        ),
-        (
-            "domain: api\ndescriptors:\n  -\n  - key: b\n".into(),
-            vec!["3:4 descriptors[0]: nothing is written here, so it says nothing".into()],
-        ),
-        (
-            rule("unlimited: true, burst: 0"),
-            vec!["4:43 descriptors[0].rate_limit.burst: what is unlimited has no burst: remove `burst`, or `unlimited`".into()],
-        ),
-        (
-            "descriptors:\n  - key: a\n".into(),
-            vec!["1:1 domain: missing: a file says which domain its rules are for".into()],
-        ),
-    ];
-    for (text, expected) in cases {
-        let mut found = problems(&text);
-        let mut expected = expected;
-        found.sort();
-        expected.sort();
-        assert_eq!(found, expected, "of\n{text}");
-    }
 }
 
 #[test]
@@ -507,10 +364,8 @@ fn a_reload_moves_the_change_of_no_limit_that_stayed_the_same() {
     let load = |requests: u32, now: Micros| {
         RuleSet::from_texts([("api.yaml", text(requests).as_str())], now).unwrap()
     };
-    let since = |set: &RuleSet| match find(set, "a=1").unwrap().allowance {
-        Allowance::Limited { limit, .. } => limit.in_force_since(),
-        Allowance::Unlimited => panic!(),
-    };
+    let since =
+        |set: &RuleSet| find(set, "a=1").unwrap().limits[0].allowance.limit().unwrap().in_force_since();
     let first = load(60, 1_000);
     let mut same = load(60, 2_000);
     same.succeed(&first);
@@ -591,14 +446,12 @@ descriptors:
         let entries: Vec<[Entry<'_>; 1]> =
             keys.iter().map(|key| [Entry { key: key.as_bytes(), value: b"1" }]).collect();
         let resolved = set.domain("api").unwrap().resolve(entries.iter().map(|entries| Some(&entries[..])));
-        resolved
-            .iter()
-            .map(|applies| match applies {
-                Applies::Nothing => '-',
-                Applies::Replaced(_) => 'x',
-                Applies::Rule(_) => '!',
-            })
-            .collect()
+        let shown = |rule: &Option<&Rule>| match rule {
+            None => '-',
+            Some(rule) if resolved.is_replaced(&rule.limits[0]) => 'x',
+            Some(_) => '!',
+        };
+        resolved.rules.iter().map(shown).collect()
     };
     assert_eq!(applies(&["a"]), "!");
     assert_eq!(applies(&["a", "b"]), "x!");
@@ -617,7 +470,7 @@ fn a_rules_id_depends_on_what_it_limits_and_not_on_where_it_stands() {
     let renamed = rules(
         "domain: api\ndescriptors:\n  - { key: a, rate_limit: { name: x, unit: hour, requests_per_unit: 1 } }\n",
     );
-    let id = |set: &RuleSet| find(set, "a=1").unwrap().id;
+    let id = |set: &RuleSet| find(set, "a=1").unwrap().limits[0].id;
     assert_eq!(id(&one), id(&moved));
     assert_ne!(id(&one), id(&renamed));
 }

@@ -10,16 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
-use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use hashbrown::{Equivalent, HashMap};
 
-use super::file::Unit;
-use super::problem::Place;
-use super::yaml::Any;
-use crate::bucket::Limit;
-use crate::decision::{Mode, RuleId};
+use super::rule::{Rule, Source};
 
 /// One entry of a request's descriptor. Bytes, for that is what a header holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,64 +53,6 @@ pub(super) struct Node {
     pub(super) below: Branch,
 }
 
-/// Where a rule is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// The file.
-    pub file: Arc<str>,
-    /// Where in it.
-    pub place: Place,
-}
-
-impl std::fmt::Display for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.file, self.place)
-    }
-}
-
-/// A rule that has a limit.
-#[derive(Debug)]
-pub struct Rule {
-    /// Its name to the store.
-    pub id: RuleId,
-    /// Its name to people: the domain, and each level's key and value, as in `api.user_id.path_/login*`.
-    pub label: Box<str>,
-    /// Where it is written.
-    pub source: Source,
-    /// What it admits.
-    pub allowance: Allowance,
-    /// `rate_limit.name`; empty without one.
-    pub name: Box<str>,
-    /// What tells its buckets from those of another limit for the same entries: its name, or else its unit.
-    pub limit_id: Box<str>,
-    /// Names of limits that do not apply where this one does.
-    pub replaces: Box<[Box<str>]>,
-    /// What it means to be over.
-    pub mode: Mode,
-    /// For each entry, the pattern that stands in for its value in the bucket's name, where values share a bucket.
-    pub shared: Box<[Option<Box<[u8]>>]>,
-    /// What goes into the response's dynamic metadata.
-    pub metadata: Option<Any>,
-    /// Whether metrics tell its buckets apart by all values.
-    pub detailed_metric: bool,
-}
-
-/// What a limit admits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Allowance {
-    /// Everything.
-    Unlimited,
-    /// So much.
-    Limited {
-        /// As buckets know it.
-        limit: Limit,
-        /// As it is written.
-        requests_per_unit: u32,
-        /// As it is written.
-        unit: Unit,
-    },
-}
-
 /// How an entry was matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matched {
@@ -136,13 +73,13 @@ impl Domain {
         branch.step(last)?.1.rule.as_ref()
     }
 
-    /// How many rules have a limit.
+    /// How many limits there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rules().count()
+        self.rules().map(|rule| rule.limits.len()).sum()
     }
 
-    /// Whether no rule has a limit.
+    /// Whether there is no limit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -17,7 +17,7 @@ use super::problem::{Path, Place, Problems, shorten};
 mod read;
 
 pub use read::Any;
-pub(super) use read::{Field, read};
+pub(super) use read::{Field, FromText, parse_whole, read, text_or};
 
 /// Levels of lists and maps in one another. A level of descriptors is two.
 const MAX_DEPTH: usize = 128;

@@ -1,5 +1,6 @@
 //! Between the protocol's messages and the plain types that everything behind the service works on.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
@@ -113,9 +114,9 @@ fn override_unit(unit: i32) -> Option<Unit> {
 /// The limit as a status shows it. A window that the API has no unit for is `UNKNOWN`.
 pub(super) fn current_limit(source: LimitSource<'_>) -> RateLimit {
     let (name, requests_per_unit, unit) = match source {
-        LimitSource::Rule(rule) => match rule.allowance {
+        LimitSource::Rule(limit) => match limit.allowance {
             Allowance::Limited { requests_per_unit, unit, .. } => {
-                (rule.name.to_string(), requests_per_unit, unit)
+                (limit.name.to_string(), requests_per_unit, unit)
             }
             Allowance::Unlimited => return RateLimit::default(),
         },
@@ -160,6 +161,16 @@ pub(super) fn status(charge: &Charge, verdict: &Verdict, limit: RateLimit) -> De
         duration_until_reset: Some(Duration { seconds: seconds(reset), nanos: 0 }),
         quota: None,
     }
+}
+
+/// Orders verdicts by how tight they are, the tightest first: what never fits, what fits last, what has the least left.
+pub(super) fn tightness(verdict: &Verdict) -> (Reverse<Option<Micros>>, u32) {
+    let wait = match verdict.outcome {
+        Outcome::Fits => None,
+        Outcome::Over(Retry::In(wait)) => Some(wait),
+        Outcome::Over(Retry::Never) => Some(Micros::MAX),
+    };
+    (Reverse(wait), verdict.remaining)
 }
 
 /// Whole seconds, rounded up.

@@ -10,6 +10,8 @@ use crate::clock::Clock;
 use crate::proto::{Entry, RateLimit, RateLimitDescriptor, RateLimitOverride, RateLimitUnit, Unit};
 use crate::store::LocalStore;
 
+mod limits;
+
 const SECOND: Micros = 1_000_000;
 const NOW: Micros = 1_790_000_000_000_000;
 
@@ -26,6 +28,8 @@ descriptors:
   - { key: blocked, rate_limit: { unit: hour, requests_per_unit: 0 } }
   - { key: shadow, shadow_mode: true, rate_limit: { unit: minute, requests_per_unit: 5 } }
   - { key: quota, quota_mode: true, rate_limit: { unit: minute, requests_per_unit: 2 } }
+  - { key: several, rate_limits: [ 3/second, { name: slow, unit: 15m, requests_per_unit: 5 } ] }
+  - { key: dear, cost: 10, rate_limit: 60/minute }
   - { key: wide, rate_limit: { name: wide, unit: minute, requests_per_unit: 1 } }
   - { key: special, rate_limit: { unit: minute, requests_per_unit: 9, replaces: [ { name: wide } ] } }
   - { key: file, value: 'a/*', share_threshold: true, rate_limit: { unit: minute, requests_per_unit: 3 } }

@@ -81,6 +81,43 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
     }
 }
 
+/// The name by which [`text_or`] asks the reader for a scalar's text, or else for all that stands there.
+const TEXT_OR: &str = "weir::TextOr";
+
+/// What can also be written in short, as one scalar.
+pub(in crate::rules) trait FromText<'de>: Sized {
+    /// Reads the short form. The error is what is said of it.
+    fn from_text(text: &str) -> Result<Self, String>;
+
+    /// Reads the long form.
+    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
+}
+
+/// Reads a `T` in either form.
+pub(in crate::rules) fn text_or<'de, T: FromText<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    struct Forms<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: FromText<'de>> Visitor<'de> for Forms<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            T::from_text(text).map_err(E::custom)
+        }
+
+        fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+            T::from_whole(deserializer)
+        }
+    }
+
+    deserializer.deserialize_newtype_struct(TEXT_OR, Forms(std::marker::PhantomData))
+}
+
 /// Any YAML value, as `metadata` holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Any {
@@ -238,6 +275,14 @@ fn parse_number(text: &str) -> Number {
     parsed.map_or(Number::Other, Number::Whole)
 }
 
+/// A whole number as it may stand in a file.
+pub(in crate::rules) fn parse_whole(text: &str) -> Option<u64> {
+    match parse_number(text) {
+        Number::Whole(number) => Some(number),
+        Number::Octal | Number::Other => None,
+    }
+}
+
 /// The words of YAML 1.1, which the reference's parser takes too.
 fn parse_bool(text: &str) -> Option<bool> {
     match text {
@@ -346,13 +391,24 @@ impl<'n> Deserializer<'n> for Reader<'n, '_, '_> {
         self.place(visitor.visit_map(Entries { reader: self, entries, value: None }))
     }
 
+    fn deserialize_newtype_struct<V: Visitor<'n>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Mistake> {
+        match &self.node.resolve().kind {
+            Kind::Scalar { text, .. } if name == TEXT_OR => self.place(visitor.visit_str(text)),
+            _ => visitor.visit_newtype_struct(self),
+        }
+    }
+
     fn deserialize_option<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Mistake> {
         if self.node.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     forward_to_deserialize_any! {
         <V: Visitor<'n>>
-        i8 i16 i32 i64 i128 u8 u16 u64 u128 f32 f64 char bytes byte_buf unit unit_struct newtype_struct tuple enum
+        i8 i16 i32 i64 i128 u8 u16 u64 u128 f32 f64 char bytes byte_buf unit unit_struct tuple enum
         identifier ignored_any
     }
 }

@@ -25,7 +25,14 @@ fn key(name: impl std::fmt::Display) -> BucketKey {
 /// `hits` of a bucket of `requests` an hour.
 fn charge(name: impl std::fmt::Display, requests: u32, hits: u64) -> Charge {
     let limit = Limit::new(NonZeroU32::new(requests).unwrap(), NonZeroU64::new(HOUR).unwrap());
-    Charge { bucket: key(name), rule: RuleId(1), limit, hits: Hits::Take(hits), mode: Mode::Enforced }
+    Charge {
+        bucket: key(name),
+        rule: RuleId(1),
+        limit,
+        hits: Hits::Take(hits),
+        mode: Mode::Enforced,
+        on_redis_failure: None,
+    }
 }
 
 fn peek(charge: Charge) -> Charge {

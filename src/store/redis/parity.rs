@@ -75,7 +75,14 @@ fn name(bucket: u32) -> bytes::Bytes {
 }
 
 fn charge(bucket: u32, limit: Limit, hits: Hits, mode: Mode) -> NamedCharge {
-    let charge = Charge { bucket: BucketKey(bucket.into()), rule: RuleId(0), limit, hits, mode };
+    let charge = Charge {
+        bucket: BucketKey(bucket.into()),
+        rule: RuleId(0),
+        limit,
+        hits,
+        mode,
+        on_redis_failure: None,
+    };
     NamedCharge { charge, name: name(bucket) }
 }
 

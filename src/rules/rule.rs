@@ -1,0 +1,108 @@
+//! A rule as it is looked up: what it limits, and what else it says of the descriptors that it matches.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::file::Unit;
+use super::problem::Place;
+use super::yaml::Any;
+use crate::bucket::{Hits, Limit};
+use crate::decision::{Mode, OnRedisFailure, RuleId};
+
+/// Where a rule is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file.
+    pub file: Arc<str>,
+    /// Where in it.
+    pub place: Place,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file, self.place)
+    }
+}
+
+/// A rule that has limits.
+#[derive(Debug)]
+pub struct Rule {
+    /// The same in every process and after every reload.
+    pub id: RuleId,
+    /// Its name to people: the domain, and each level's key and value, as in `api.user_id.path_/login*`.
+    pub label: Box<str>,
+    /// Where it is written.
+    pub source: Source,
+    /// What it admits: all of these must have room.
+    pub limits: SmallVec<[RuleLimit; 1]>,
+    /// What it means to be over.
+    pub mode: Mode,
+    /// For each entry, the pattern that stands in for its value in the bucket's name, where values share a bucket.
+    pub shared: Box<[Option<Box<[u8]>>]>,
+    /// Tokens that a hit takes.
+    pub cost: u32,
+    /// What is answered where a shared store has no answer, if that is not the process's default.
+    pub on_redis_failure: Option<OnRedisFailure>,
+    /// What goes into the response's dynamic metadata.
+    pub metadata: Option<Any>,
+    /// Whether metrics tell its buckets apart by all values.
+    pub detailed_metric: bool,
+}
+
+/// One limit of a rule.
+#[derive(Clone, Debug)]
+pub struct RuleLimit {
+    /// Its name to the store, the same in every process and after every reload.
+    pub id: RuleId,
+    /// Where it is written.
+    pub source: Source,
+    /// What it admits.
+    pub allowance: Allowance,
+    /// Its name in answers; empty without one.
+    pub name: Box<str>,
+    /// What tells its buckets from those of another limit for the same entries: its name, or else its unit.
+    pub limit_id: Box<str>,
+    /// Names of limits that do not apply where this one does.
+    pub replaces: Box<[Box<str>]>,
+}
+
+/// What a limit admits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Allowance {
+    /// Everything.
+    Unlimited,
+    /// So much.
+    Limited {
+        /// As buckets know it.
+        limit: Limit,
+        /// As it is written.
+        requests_per_unit: u32,
+        /// As it is written.
+        unit: Unit,
+    },
+}
+
+impl Allowance {
+    /// The limit, where there is one.
+    #[must_use]
+    pub fn limit(&self) -> Option<Limit> {
+        match self {
+            Self::Limited { limit, .. } => Some(*limit),
+            Self::Unlimited => None,
+        }
+    }
+}
+
+impl Rule {
+    /// What so many hits take from a bucket.
+    #[must_use]
+    pub fn cost_of(&self, hits: Hits) -> Hits {
+        let times = |hits: u64| hits.saturating_mul(u64::from(self.cost));
+        match hits {
+            Hits::Take(hits) => Hits::Take(times(hits)),
+            Hits::GiveBack(hits) => Hits::GiveBack(times(hits)),
+            Hits::Peek => Hits::Peek,
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What is said of files that are wrong or odd: each case with all that is said, place and way out included.
+
+use super::*;
+
+#[test]
+fn every_mistake_is_told_with_its_place_and_a_way_out() {
+    // A text, and all that is said of it.
+    let rule =
+        |inner: &str| format!("domain: api\ndescriptors:\n  - key: a\n    rate_limit: {{ {inner} }}\n");
+    let descriptor = |inner: &str| format!("domain: api\ndescriptors:\n  - {{ {inner} }}\n");
+    let unit = "unit: minute, requests_per_unit: 1";
+    let number = |found: &str| {
+        format!(
+            "4:49 descriptors[0].rate_limit.requests_per_unit: expected a whole number from 0 to 4294967295, found {found}"
+        )
+    };
+    let cases: Vec<(String, Vec<String>)> = vec![
+        (String::new(), vec!["1:1: the file is empty: it needs a `domain` and `descriptors`".into()]),
+        ("descriptors: []\n".into(), vec!["1:1 domain: missing: a file says which domain its rules are for".into()]),
+        ("domain: ''\n".into(), vec!["1:9 domain: the domain is empty".into()]),
+        ("- a\n".into(), vec!["1:1: expected a map with `domain`, `descriptors`, …, found a list".into()]),
+        (
+            "domain: api\ndescriptors: [a, b]\n".into(),
+            vec![
+                "2:15 descriptors[0]: expected a map with `key`, `value`, …, found `a`".into(),
+                "2:18 descriptors[1]: expected a map with `key`, `value`, …, found `b`".into(),
+            ],
+        ),
+        ("domain: api\ndescriptors: 5\n".into(), vec!["2:14 descriptors: expected a list, found `5`".into()]),
+        ("domain: [a]\n".into(), vec!["1:9 domain: expected text, found a list".into()]),
+        (
+            "domain: api\n1: x\n".into(),
+            vec!["2:1: a key is text, and `1` is not: write it in quotes if it is meant".into()],
+        ),
+        ("domain: api\n? [a]\n: x\n".into(), vec!["2:3: a key is text, not a list".into()]),
+        (
+            "domain: api\ndomain: web\n".into(),
+            vec!["2:1 domain: `domain` is written twice; the first time is at 1:1".into()],
+        ),
+        ("domain: api\n---\ndomain: web\n".into(), vec!["2:1: a second document begins here: a file holds one, so split it in two".into()]),
+        (descriptor("value: x"), vec!["3:5 descriptors[0].key: missing: a descriptor says which entry it is about".into()]),
+        (descriptor("key: ''"), vec!["3:12 descriptors[0].key: the key is empty".into()]),
+        (
+            descriptor("key: 'a*'"),
+            vec!["3:12 descriptors[0].key: a key has no wildcards: put the `*` into `value`".into()],
+        ),
+        (
+            descriptor("key: a, values: [x]"),
+            vec!["3:15 descriptors[0].values: unknown key `values`; did you mean `value`?".into()],
+        ),
+        (
+            descriptor("key: a, requests_per_unit: 5"),
+            vec!["3:15 descriptors[0].requests_per_unit: `requests_per_unit` does not belong here: it stands in `rate_limit`".into()],
+        ),
+        (
+            descriptor("key: a, share_threshold: true, value: b"),
+            vec!["3:32 descriptors[0].share_threshold: only values that match a pattern can share a bucket: `value` needs a `*` for that".into()],
+        ),
+        (
+            descriptor("key: a, shadow_mode: \"true\""),
+            vec!["3:28 descriptors[0].shadow_mode: expected `true` or `false`, without quotes, found the text \"true\"".into()],
+        ),
+        (descriptor("key: a, shadow_mode: 1"), vec!["3:28 descriptors[0].shadow_mode: expected `true` or `false`, found `1`".into()]),
+        (
+            descriptor("key: a, shadow_mode: true"),
+            vec!["3:28 descriptors[0].shadow_mode: warning: says nothing without a `rate_limit` beside it".into()],
+        ),
+        (descriptor("key: a, metadata: x"), vec!["3:25 descriptors[0].metadata: expected a map".into()]),
+        (rule("requests_per_unit: 1"), vec!["4:17 descriptors[0].rate_limit.unit: missing: a limit is so many requests per `unit`, such as minute or 30s".into()]),
+        (
+            rule("unit: minutes, requests_per_unit: 1"),
+            vec!["4:25 descriptors[0].rate_limit.unit: unknown unit `minutes`; did you mean `minute`?".into()],
+        ),
+        (
+            rule("unit: minute"),
+            vec!["4:17 descriptors[0].rate_limit.requests_per_unit: warning: missing, which is 0: nothing will be admitted. Write 0 if that is meant".into()],
+        ),
+        (rule("unit: minute , requests_per_unit: -1"), vec![number("`-1`").replace("4:49", "4:53")]),
+        (rule("unit: day, requests_per_unit: 1.5"), vec![number("`1.5`")]),
+        (rule("unit: day, requests_per_unit: 1e3"), vec![number("`1e3`")]),
+        (rule("unit: day, requests_per_unit: 4294967296"), vec![number("`4294967296`")]),
+        (rule("unit: day, requests_per_unit: 99999999999999999999"), vec![number("`99999999999999999999`")]),
+        (rule("unit: day, requests_per_unit: [1]"), vec![number("a list")]),
+        (rule("unit: day, requests_per_unit: '1'"), vec![number("the text \"1\"").replace("295, found", "295, without quotes, found")]),
+        (
+            rule("unit: day, requests_per_unit: 010"),
+            vec!["4:49 descriptors[0].rate_limit.requests_per_unit: `010` is octal to some readers of YAML and decimal to others: write it without the leading zero".into()],
+        ),
+        (
+            rule("unlimited: true, unit: day"),
+            vec!["4:42 descriptors[0].rate_limit.unit: what is unlimited has no unit: remove `unit`, or `unlimited`".into()],
+        ),
+        (
+            rule("unlimited: true, requests_per_unit: 5"),
+            vec!["4:55 descriptors[0].rate_limit.requests_per_unit: warning: says nothing beside `unlimited`".into()],
+        ),
+        (
+            rule(&format!("{unit}, burst: 0")),
+            vec!["4:62 descriptors[0].rate_limit.burst: a burst is at least 1; to admit nothing, write `requests_per_unit: 0`".into()],
+        ),
+        (
+            rule("unit: minute, requests_per_unit: 0, burst: 5"),
+            vec!["4:62 descriptors[0].rate_limit.burst: `requests_per_unit: 0` admits nothing, so there is no burst: remove it".into()],
+        ),
+        (
+            rule(&format!("{unit}, replaces: [{{ name: '' }}]")),
+            vec!["4:74 descriptors[0].rate_limit.replaces[0].name: missing: say the `name` of the limit that gives way".into()],
+        ),
+        (
+            rule(&format!("{unit}, replaces: [{{}}]")),
+            vec!["4:66 descriptors[0].rate_limit.replaces[0].name: missing: say the `name` of the limit that gives way".into()],
+        ),
+        (
+            rule(&format!("{unit}, name: x, replaces: [{{ name: x }}]")),
+            vec!["4:83 descriptors[0].rate_limit.replaces[0].name: a limit cannot replace itself".into()],
+        ),
+        (
+            rule(&format!("{unit}, replaces: [x]")),
+            vec!["4:66 descriptors[0].rate_limit.replaces[0]: expected a map with `name`, found `x`".into()],
+        ),
+        (
+            rule(&format!("{unit}, shadow_mode: true")),
+            vec!["4:55 descriptors[0].rate_limit.shadow_mode: `shadow_mode` does not belong here: it stands in the descriptor, beside `key`".into()],
+        ),
+        (
+            "domain: api\ndescriptors:\n  - key: a\n    rate_limit:\n  - key: b\n".into(),
+            vec!["4:15 descriptors[0].rate_limit: warning: nothing is written here, so it says nothing".into()],
+        ),
+        (
+            "domain: api\ndescriptors:\n  -\n  - key: b\n".into(),
+            vec!["3:4 descriptors[0]: nothing is written here, so it says nothing".into()],
+        ),
+        (
+            rule("unlimited: true, burst: 0"),
+            vec!["4:43 descriptors[0].rate_limit.burst: what is unlimited has no burst: remove `burst`, or `unlimited`".into()],
+        ),
+        (
+            "descriptors:\n  - key: a\n".into(),
+            vec!["1:1 domain: missing: a file says which domain its rules are for".into()],
+        ),
+    ];
+    for (text, expected) in cases {
+        said_of(&text, &expected);
+    }
+}
+
+/// Checks what is said of a text, in whichever order.
+fn said_of(text: &str, expected: &[impl AsRef<str>]) {
+    let mut found = problems(text);
+    let mut expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected, "of\n{text}");
+}
+
+/// Checks what is said of a descriptor, of which a `^` stands before each place that something is said of, in their order.
+fn said_of_descriptor(inner: &str, expected: &[&str]) {
+    let mut column = "  - { ".len() + 1;
+    let mut places = Vec::new();
+    for c in inner.chars() {
+        if c == '^' { places.push(column) } else { column += 1 }
+    }
+    assert_eq!(places.len(), expected.len(), "a place for each: {inner}");
+    let expected = places.iter().zip(expected);
+    let expected: Vec<String> =
+        expected.map(|(column, said)| format!("3:{column} descriptors[0]{said}")).collect();
+    said_of(&format!("domain: api\ndescriptors:\n  - {{ {} }}\n", inner.replace('^', "")), &expected);
+}
+
+#[test]
+fn mistakes_in_limits_of_which_there_are_several_are_told() {
+    for (inner, expected) in [
+        (
+            "key: a, rate_limit: 1/day, rate_limits: ^[1/hour]",
+            &[".rate_limits: there is a `rate_limit` beside it: put that into this list"][..],
+        ),
+        (
+            "key: a, rate_limits: ^[]",
+            &[".rate_limits: the list is empty: remove it, or write a limit into it"],
+        ),
+        (
+            "key: a, rate_limits: [5/day, { unit: day, requests_per_unit: 1, name: x }, ^6/day]",
+            &[
+                ".rate_limits[2]: a limit above has the id `day` too, and they would share a bucket: give one of them another `name`",
+            ],
+        ),
+        (
+            "key: a, rate_limits: [5/day, ^unlimited]",
+            &[".rate_limits[1]: what is unlimited says nothing among other limits: remove it, or the others"],
+        ),
+        ("key: a, rate_limits: ^5/day", &[".rate_limits: expected a list, found `5/day`"]),
+        ("key: a, rate_limits: [^5/days]", &[".rate_limits[0]: unknown unit `days`; did you mean `day`?"]),
+    ] {
+        said_of_descriptor(inner, expected);
+    }
+}
+
+#[test]
+fn mistakes_in_short_limits_are_told_as_those_in_long_ones() {
+    for (limit, message) in [
+        ("60", "`60` is no limit: write `unlimited`, a number and a unit such as `60/minute`, or a map"),
+        (
+            "unlimitd",
+            "`unlimitd` is no limit: write `unlimited`, a number and a unit such as `60/minute`, or a map",
+        ),
+        (
+            "60/",
+            "unknown unit ``; write second, minute, hour, day, week, month or year, or a duration like 30s, 15m, 2h",
+        ),
+        ("/minute", "expected a whole number from 0 to 4294967295 before the `/`, found ``"),
+        ("-1/minute", "expected a whole number from 0 to 4294967295 before the `/`, found `-1`"),
+        (
+            "4294967296/minute",
+            "expected a whole number from 0 to 4294967295 before the `/`, found `4294967296`",
+        ),
+        ("60/minutes", "unknown unit `minutes`; did you mean `minute`?"),
+        ("60/0s", "`0s` is no window: it lasts from 1ms to 365d"),
+        ("[60]", "expected a map with `name`, `unit`, …, found a list"),
+    ] {
+        said_of_descriptor(&format!("key: a, rate_limit: ^{limit}"), &[&format!(".rate_limit: {message}")]);
+    }
+}
+
+#[test]
+fn mistakes_in_costs_and_in_what_happens_without_redis_are_told() {
+    for (inner, expected) in [
+        (
+            "key: a, cost: ^0, rate_limit: 1/day",
+            ".cost: a hit costs at least 1: to let hits pass without a charge, remove the limit",
+        ),
+        ("key: a, cost: ^2", ".cost: warning: says nothing without a `rate_limit` beside it"),
+        (
+            "key: a, on_redis_failure: ^pass, rate_limit: 1/day",
+            ".on_redis_failure: expected local, deny or allow, found `pass`",
+        ),
+        (
+            "key: a, on_redis_failure: ^deny",
+            ".on_redis_failure: warning: says nothing without a `rate_limit` beside it",
+        ),
+        (
+            "key: a, rate_limit: { unit: day, requests_per_unit: 1, ^cost: 2 }",
+            ".rate_limit.cost: `cost` does not belong here: it stands in the descriptor, beside `key`",
+        ),
+    ] {
+        said_of_descriptor(inner, &[expected]);
+    }
+    let file = "domain: api\non_redis_failure: deny\n";
+    let error = RuleSet::from_texts([("one.yaml", file), ("two.yaml", file)], 0).unwrap_err();
+    assert_eq!(
+        listed(&error),
+        "two.yaml:2:19 on_redis_failure: this domain's files say `on_redis_failure` twice: the other one is at one.yaml:2:19\n"
+    );
+}
