@@ -23,7 +23,7 @@ use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::service::{Options, Service};
 use crate::settings::Settings;
-use crate::store::{KeySeed, LocalStore, RedisStore};
+use crate::store::{KeySeed, LocalStore, RedisStore, Tuning};
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -93,8 +93,9 @@ impl App {
         let address = listener.local_addr().map_err(bind_error)?;
         let limiter = Arc::new(match redis {
             Some(redis) => {
-                let store = RedisStore::new(&redis, settings.redis_timeout)?;
-                Limiter::shared(store, KeySeed::random()?, settings.remember_denials, clock)
+                let store = RedisStore::new(&redis, Tuning::default())?;
+                let (timeout, remember) = (settings.redis_timeout, settings.remember_denials);
+                Limiter::shared(store, KeySeed::random()?, timeout, remember, clock)
             }
             None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
         });

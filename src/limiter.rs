@@ -9,9 +9,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::bucket::Hits;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::decision::{Charge, Decision};
-use crate::store::{KeySeed, LocalStore, RedisStore, StoreError};
+use crate::store::{Failure, KeySeed, LocalStore, Part, RedisStore, StoreError};
 
 mod denials;
 
@@ -27,7 +27,7 @@ pub struct Limiter {
 #[derive(Debug)]
 enum Store {
     Memory(LocalStore),
-    Shared { redis: RedisStore, denials: Denials, clock: Clock },
+    Shared { redis: RedisStore, timeout: Duration, denials: Denials, clock: Clock },
 }
 
 /// What the buckets of a request's charges are called in a shared store, in the order of the charges.
@@ -40,11 +40,17 @@ impl Limiter {
         Self { store: Store::Memory(store), keys }
     }
 
-    /// A limiter over buckets in Redis; `keys` tells buckets apart within a batch. Denials are remembered for `remember`
-    /// at most.
+    /// A limiter over buckets in Redis; `keys` tells buckets apart within a batch. Calls have `timeout` from their arrival
+    /// on, and denials are remembered for `remember` at most.
     #[must_use]
-    pub fn shared(redis: RedisStore, keys: KeySeed, remember: Duration, clock: Clock) -> Self {
-        Self { store: Store::Shared { redis, denials: Denials::new(remember), clock }, keys }
+    pub fn shared(
+        redis: RedisStore,
+        keys: KeySeed,
+        timeout: Duration,
+        remember: Duration,
+        clock: Clock,
+    ) -> Self {
+        Self { store: Store::Shared { redis, timeout, denials: Denials::new(remember), clock }, keys }
     }
 
     /// The store, if it is this process's memory: then a decision is had at once.
@@ -63,17 +69,20 @@ impl Limiter {
     pub async fn decide(&self, charges: &[Charge], names: Names) -> Result<Decision, StoreError> {
         match &self.store {
             Store::Memory(store) => Ok(store.decide(charges)),
-            Store::Shared { redis, denials, clock } => {
+            Store::Shared { redis, timeout, denials, clock } => {
+                let deadline = clock::instant() + *timeout;
+                let part = names.first().map_or(Part::ONLY, |name| redis.part_of(name));
+                let ask = redis.decide(part, charges, names, deadline);
                 if charges.iter().any(|charge| matches!(charge.hits, Hits::GiveBack(_))) {
                     let _giving_back = denials.giving_back();
-                    return redis.decide(charges, names).await;
+                    return ask.await.map_err(|Failure { error, .. }| error);
                 }
                 let asked = clock.now();
                 if let Some(decision) = denials.decide(charges, asked) {
                     return Ok(decision);
                 }
                 let generation = denials.generation();
-                let decision = redis.decide(charges, names).await?;
+                let decision = ask.await.map_err(|Failure { error, .. }| error)?;
                 denials.remember(charges, &decision, asked, generation);
                 Ok(decision)
             }

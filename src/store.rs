@@ -4,39 +4,20 @@
 //! place in a file nor to its amount, so that a limit may change and keep what was used of it.
 
 use std::hash::Hasher as _;
-use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
 use crate::decision::BucketKey;
 
+mod error;
 mod local;
 mod name;
 mod redis;
 
+pub use error::{Class, StoreError};
 pub use local::{LocalStore, Usage};
 pub use name::NameBuilder;
-pub use redis::{Address, Files, RedisStore};
-
-/// Why a shared store has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// The deadline passed first.
-    #[error("Redis did not answer in time")]
-    Late,
-    /// The queue is full.
-    #[error("too many calls are waiting for Redis")]
-    Full,
-    /// There is no connection.
-    #[error("there is no connection to Redis")]
-    Disconnected,
-    /// It answered with an error, or with something that is no answer.
-    #[error("Redis answered: {0}")]
-    Refused(Arc<str>),
-    /// A bucket's key holds something else.
-    #[error("a bucket of this request cannot be read in Redis: its key holds something else")]
-    Unreadable,
-}
+pub use redis::{Address, Failure, Files, Node, Part, Pending, RedisStore, Tuning};
 
 /// What a bucket is called is told part by part, in the order of the request's entries.
 pub trait Identity {

@@ -3,9 +3,10 @@
 //! There are no timers in it. A call that finds a free *lane* leaves at once, alone; the calls that come while all lanes
 //! are busy queue, and go together as soon as one is free. So the busier it gets, the more calls share a round trip.
 //!
-//! A lane is one batch at a time: it numbers its batches and has a note in Redis of the last one that was applied, by
-//! which a batch whose reply was lost is not applied twice. Whoever asks may go away at any moment: batches are run by
-//! tasks of their own, and an answer that nobody waits for is dropped.
+//! A lane is one batch at a time, until Redis has answered it or its connection is gone, however long its callers wait: a
+//! Redis that stalls is not sent more and more. A lane numbers its batches, and has a note in Redis of the last one that
+//! was applied, by which a batch whose reply was lost is not applied twice. Whoever asks may go away at any moment:
+//! batches are run by tasks of their own, and an answer that nobody waits for is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,8 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::script::{Batch, Decided, NamedCharge};
+use super::Part;
+use super::script::{Decided, NamedCharge};
 use crate::store::StoreError;
 
 /// The charges of one request.
@@ -24,34 +26,14 @@ pub(super) type Charges = SmallVec<[NamedCharge; 2]>;
 pub(super) type Answer = Result<Decided, StoreError>;
 
 /// A call that waits.
-struct Waiting {
-    charges: Charges,
-    deadline: Instant,
-    answer: oneshot::Sender<Answer>,
-}
-
-/// Calls that go in one batch.
-pub(super) struct Group {
-    pub(super) batch: Batch,
-    /// When the first of them has to be answered.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// Where its buckets are.
+    pub(super) part: Part,
+    pub(super) charges: Charges,
+    /// When it has to be answered.
     pub(super) deadline: Instant,
-    answers: Vec<oneshot::Sender<Answer>>,
-}
-
-impl Group {
-    /// Answers each call with what became of it.
-    pub(super) fn answer(self, decided: Vec<Decided>) {
-        for (answer, decided) in self.answers.into_iter().zip(decided) {
-            _ = answer.send(Ok(decided));
-        }
-    }
-
-    /// Answers all calls alike.
-    pub(super) fn fail(self, error: &StoreError) {
-        for answer in self.answers {
-            _ = answer.send(Err(error.clone()));
-        }
-    }
+    pub(super) answer: oneshot::Sender<Answer>,
 }
 
 /// A place in the queue's order for one batch at a time.
@@ -77,8 +59,8 @@ struct Inner {
 }
 
 impl Queue {
-    /// A queue of at most `max_waiting` calls, for batches of at most `max_buckets` distinct buckets and `max_charges`
-    /// charges, or of one request.
+    /// A queue of at most `max_waiting` calls, for batches of about `max_buckets` distinct buckets and at most
+    /// `max_charges` charges, or of one request.
     pub(super) fn new(lanes: Vec<Lane>, max_waiting: usize, max_buckets: usize, max_charges: usize) -> Self {
         let inner = Mutex::new(Inner { waiting: VecDeque::new(), free: lanes });
         Self { inner, max_waiting, max_buckets, max_charges }
@@ -90,6 +72,7 @@ impl Queue {
     /// When too many wait already.
     pub(super) fn push(
         &self,
+        part: Part,
         charges: Charges,
         deadline: Instant,
     ) -> Result<(oneshot::Receiver<Answer>, Option<Lane>), StoreError> {
@@ -98,49 +81,49 @@ impl Queue {
         if inner.waiting.len() >= self.max_waiting {
             return Err(StoreError::Full);
         }
-        inner.waiting.push_back(Waiting { charges, deadline, answer });
+        inner.waiting.push_back(Waiting { part, charges, deadline, answer });
         Ok((answered, inner.free.pop()))
     }
 
-    /// The calls that a free lane takes next, in their order; without any, the lane is put back.
-    pub(super) fn next(&self, lane: Lane, now: Instant) -> Option<(Lane, Group)> {
+    /// The calls that a lane takes next, in their order; without any, the lane is put back.
+    ///
+    /// Calls that nobody waits for are left out, and those that could not be answered in time are told so.
+    pub(super) fn next(&self, lane: &mut Option<Lane>, now: Instant) -> Vec<Waiting> {
+        let mut taken: Vec<Waiting> = Vec::new();
+        let mut unsent: SmallVec<[Waiting; 4]> = SmallVec::new();
+        let (mut buckets, mut charges) = (Distinct::new(), 0);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut group: Option<Group> = None;
-        let mut charges = 0;
         while let Some(waiting) = inner.waiting.front() {
-            let late = waiting.deadline <= now;
-            if let Some(Group { batch, .. }) = &group
-                && !late
-                && (batch.buckets() + batch.new_buckets(&waiting.charges) > self.max_buckets
-                    || charges + waiting.charges.len() > self.max_charges)
-            {
-                break;
-            }
-            let Some(waiting) = inner.waiting.pop_front() else { break };
-            if late {
-                _ = waiting.answer.send(Err(StoreError::Late));
-                continue;
-            }
-            if waiting.answer.is_closed() {
-                continue;
-            }
-            let group = group.get_or_insert_with(|| Group {
-                batch: Batch::default(),
-                deadline: waiting.deadline,
-                answers: Vec::new(),
-            });
-            group.deadline = group.deadline.min(waiting.deadline);
-            group.batch.push(&waiting.charges);
-            charges += waiting.charges.len();
-            group.answers.push(waiting.answer);
-        }
-        match group {
-            Some(group) => Some((lane, group)),
-            None => {
-                inner.free.push(lane);
-                None
+            if waiting.deadline > now && !waiting.answer.is_closed() {
+                charges += waiting.charges.len();
+                let more = waiting.charges.iter().filter(|named| buckets.add(named.charge.bucket.0)).count();
+                buckets.count += more;
+                if !taken.is_empty() && (buckets.count > self.max_buckets || charges > self.max_charges) {
+                    break;
+                }
+                taken.extend(inner.waiting.pop_front());
+            } else {
+                unsent.extend(inner.waiting.pop_front());
             }
         }
+        if taken.is_empty() {
+            inner.free.extend(lane.take());
+        }
+        drop(inner);
+        for waiting in unsent {
+            _ = waiting.answer.send(Err(StoreError::Unsent));
+        }
+        taken
+    }
+
+    /// Puts a lane back whose batch ended without an answer. With calls waiting, it is handed out again at once.
+    pub(super) fn put_back(&self, lane: Lane) -> Option<Lane> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.waiting.is_empty() {
+            inner.free.push(lane);
+            return None;
+        }
+        Some(lane)
     }
 
     /// Calls that wait now.
@@ -152,5 +135,128 @@ impl Queue {
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+/// About how many distinct buckets there are: counted by a bit for each, which now and then two share. It costs next to
+/// nothing, since it is counted while callers wait for the lock.
+struct Distinct {
+    bits: [u64; Self::WORDS],
+    count: usize,
+}
+
+impl Distinct {
+    const WORDS: usize = 256;
+
+    fn new() -> Self {
+        Self { bits: [0; Self::WORDS], count: 0 }
+    }
+
+    /// Whether a bucket is a new one. Keys are hashes, so any of their bits do.
+    #[allow(clippy::cast_possible_truncation, reason = "any bits do")]
+    fn add(&mut self, key: u128) -> bool {
+        let bit = 1 << (key % 64);
+        let Some(word) = self.bits.get_mut((key >> 64) as usize % Self::WORDS) else { return true };
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bucket::{Hits, Limit};
+    use crate::clock;
+    use crate::decision::{BucketKey, Charge, Mode, RuleId};
+
+    fn charges(buckets: impl IntoIterator<Item = u128>) -> Charges {
+        let limit = Limit::new(10.try_into().unwrap(), 1_000_000.try_into().unwrap());
+        let charge = |bucket: u128| Charge {
+            bucket: BucketKey(bucket.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)),
+            rule: RuleId(0),
+            limit,
+            hits: Hits::Take(1),
+            mode: Mode::Enforced,
+            on_redis_failure: None,
+        };
+        buckets
+            .into_iter()
+            .map(|bucket| NamedCharge { charge: charge(bucket), name: "name".into() })
+            .collect()
+    }
+
+    fn queue(max_waiting: usize) -> Queue {
+        Queue::new(vec![Lane { note: Vec::new(), number: 0 }], max_waiting, 20, 50)
+    }
+
+    fn soon() -> Instant {
+        clock::instant() + Duration::from_secs(1)
+    }
+
+    #[test]
+    fn the_first_call_gets_the_lane_and_those_that_come_while_it_is_busy_wait_until_it_comes_back() {
+        let queue = queue(10);
+        let (_answer, lane) = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        let mut lane = Some(lane.expect("it is free"));
+        assert_eq!(queue.next(&mut lane, clock::instant()).len(), 1);
+        let waiting: Vec<_> = (0..3).map(|_| queue.push(Part::ONLY, charges([1]), soon()).unwrap()).collect();
+        assert!(waiting.iter().all(|(_, lane)| lane.is_none()));
+        assert_eq!(queue.next(&mut lane, clock::instant()).len(), 3);
+        assert!(queue.next(&mut lane, clock::instant()).is_empty());
+        assert!(lane.is_none(), "it was put back");
+        assert!(queue.push(Part::ONLY, charges([1]), soon()).unwrap().1.is_some());
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_buckets_and_by_charges_and_takes_a_request_that_is_larger_alone() {
+        let queue = queue(1_000);
+        let mut answers = Vec::new();
+        let (answer, lane) = queue.push(Part::ONLY, charges(0..30), soon()).unwrap();
+        answers.push(answer);
+        for bucket in 100..200 {
+            answers.push(queue.push(Part::ONLY, charges([bucket]), soon()).unwrap().0);
+        }
+        for _ in 0..100 {
+            answers.push(queue.push(Part::ONLY, charges([7]), soon()).unwrap().0);
+        }
+        let mut lane = lane;
+        let mut sizes = Vec::new();
+        loop {
+            let taken = queue.next(&mut lane, clock::instant());
+            if taken.is_empty() {
+                break;
+            }
+            sizes.push(taken.len());
+        }
+        assert_eq!(sizes[0], 1, "thirty buckets are more than twenty");
+        assert!(sizes[1..5].iter().all(|size| (20..=22).contains(size)), "{sizes:?}");
+        assert!(sizes[5..].contains(&50), "{sizes:?}");
+        assert_eq!(sizes.iter().sum::<usize>(), 201, "{sizes:?}");
+    }
+
+    #[test]
+    fn calls_that_nobody_waits_for_and_calls_whose_time_is_over_are_not_sent() {
+        let queue = queue(10);
+        let now = clock::instant();
+        let (gone, lane) = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        drop(gone);
+        let (mut late, _) = queue.push(Part::ONLY, charges([2]), now).unwrap();
+        let (_answer, _) = queue.push(Part::ONLY, charges([3]), soon()).unwrap();
+        let mut lane = lane;
+        let taken = queue.next(&mut lane, now);
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].charges[0].charge.bucket, charges([3])[0].charge.bucket);
+        assert_eq!(late.try_recv().unwrap(), Err(StoreError::Unsent));
+    }
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let queue = queue(2);
+        let _one = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        let _two = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        assert_eq!(queue.push(Part::ONLY, charges([1]), soon()).unwrap_err(), StoreError::Full);
     }
 }

@@ -65,16 +65,6 @@ pub(super) struct Reply {
 pub(super) struct WrongShape(&'static str);
 
 impl Batch {
-    /// Buckets that it reads.
-    pub(super) fn buckets(&self) -> usize {
-        self.names.len()
-    }
-
-    /// How many buckets more it would read with this request, at most.
-    pub(super) fn new_buckets(&self, charges: &[NamedCharge]) -> usize {
-        charges.iter().filter(|named| !self.places.contains_key(&named.charge.bucket)).count()
-    }
-
     /// Adds a request, which has at least one charge.
     pub(super) fn push(&mut self, charges: &[NamedCharge]) {
         let mut request = Request::new();

@@ -1,0 +1,308 @@
+//! One Redis server: calls queue for it, go in batches over the connections to it, and are answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use smallvec::SmallVec;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::Part;
+use super::group::Group;
+use super::link::{Link, Live};
+use super::pending::{Failure, Pending};
+use super::queue::{Lane, Queue};
+use super::resolver::Resolver;
+use super::script::{self, How, NamedCharge};
+use super::trouble::class;
+use super::tuning::Tuning;
+use crate::bucket::{Hits, Limit};
+use crate::clock;
+use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdicts};
+use crate::store::{Class, StoreError};
+
+/// One Redis server.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    queue: Queue,
+    links: Vec<Link>,
+    /// Whose turn it is.
+    next: AtomicUsize,
+    /// The script's SHA-1, by which Redis knows it.
+    hash: String,
+    /// Requests that the script and the arithmetic here decided differently.
+    parted: AtomicU64,
+    /// Whether Redis answered the last batch with an error.
+    refused: AtomicBool,
+    /// What is charged to see whether it works.
+    probe: NamedCharge,
+}
+
+impl Node {
+    /// Begins to connect to a server. Must be called within a tokio runtime. `process` names this process among all that
+    /// use the server, and the first of its lanes has number `first_lane` within this process.
+    pub(super) fn new(resolver: Resolver, tuning: Tuning, process: u64) -> Arc<Self> {
+        // No domain begins with a `!`: it would be written as `%21`.
+        let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
+        let lanes = (0..tuning.batches).map(|lane| Lane { note: note(lane), number: 0 }).collect();
+        Arc::new(Self {
+            name: resolver.to_string(),
+            queue: Queue::new(lanes, tuning.queue, tuning.batch_buckets, tuning.batch_charges),
+            links: (0..tuning.connections).map(|_| Link::open(resolver.clone(), tuning)).collect(),
+            next: AtomicUsize::new(0),
+            hash: redis::Script::new(script::DECIDE).get_hash().to_owned(),
+            parted: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            probe: NamedCharge { charge: probe(), name: format!("weir:!probe|{process:016x}").into() },
+        })
+    }
+
+    /// Where it is, for logs and metrics: without secrets.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Decides a request, whose charges are on the buckets of these names, in order; all of them are in `part`.
+    ///
+    /// # Errors
+    /// When there is no answer by the deadline.
+    pub async fn decide(
+        self: &Arc<Self>,
+        part: Part,
+        charges: &[Charge],
+        names: impl IntoIterator<Item = Bytes>,
+        deadline: Instant,
+    ) -> Result<Decision, Failure> {
+        let named = charges.iter().zip(names).map(|(charge, name)| NamedCharge { charge: *charge, name });
+        self.ask(part, named.collect(), deadline).await
+    }
+
+    /// Sees whether it decides and writes, by a charge of its own that leaves nothing behind.
+    ///
+    /// # Errors
+    /// When it does not, or not within that time.
+    pub async fn probe(self: &Arc<Self>, within: Duration) -> Result<(), StoreError> {
+        let charges = SmallVec::from_elem(self.probe.clone(), 1);
+        match self.ask(Part::ONLY, charges, clock::instant() + within).await {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.links.iter().any(Link::is_connected)
+    }
+
+    /// Calls that wait for a batch now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.waiting()
+    }
+
+    /// Requests that the script and the arithmetic here decided differently. Not 0 means an error in one of them.
+    #[must_use]
+    pub fn parted(&self) -> u64 {
+        self.parted.load(Ordering::Relaxed)
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        part: Part,
+        charges: super::queue::Charges,
+        deadline: Instant,
+    ) -> Result<Decision, Failure> {
+        if charges.is_empty() {
+            return Ok(Decision { denied: false, verdicts: Verdicts::new() });
+        }
+        if !self.is_connected() {
+            return Err(self.disconnected().into());
+        }
+        let (answer, lane) = self.queue.push(part, charges, deadline)?;
+        if let Some(lane) = lane {
+            tokio::spawn(run(Arc::clone(self), lane));
+        }
+        Pending(answer).by(deadline).await
+    }
+
+    fn disconnected(&self) -> StoreError {
+        StoreError::Disconnected(self.links.first().map_or(Class::Unreachable, Link::trouble))
+    }
+
+    /// A connection, each in its turn.
+    fn link(&self) -> Option<(&Link, Arc<Live>)> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let turns = self.links.iter().cycle().skip(first % self.links.len().max(1)).take(self.links.len());
+        turns.filter_map(|link| Some((link, link.live()?))).next()
+    }
+
+    /// Has the groups of a batch decided: by the script's hash, or whole if Redis has forgotten it; over another connection
+    /// if one breaks. Ends with the replies or with the connections, not with the callers' deadlines.
+    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>) {
+        let mut open = groups;
+        // Whether the script goes whole, and whether it may have run without our knowing.
+        let (mut whole, mut sent) = (false, false);
+        let mut condemned: Option<StoreError> = None;
+        while !open.is_empty() {
+            let found = self.link();
+            if sent || condemned.is_some() || found.is_none() {
+                let known = if sent { Some(StoreError::Lost) } else { condemned.clone() };
+                let error = known.unwrap_or_else(|| self.disconnected());
+                // What nobody waits for any more is not sent again: it would be charged beside what they were told.
+                let now = clock::instant();
+                let is_over = |group: &Group| found.is_none() || group.deadline <= now;
+                let (over, going): (SmallVec<[Group; 1]>, _) = open.into_iter().partition(is_over);
+                over.into_iter().for_each(|group| group.fail(&error));
+                open = going;
+                if open.is_empty() {
+                    return;
+                }
+            }
+            let Some((link, live)) = found else { return };
+            let replies = match self.send(&live, lane, &open, whole).await {
+                Some(Ok(replies)) => replies,
+                Some(Err(error)) => {
+                    link.found_broken(&live, &error);
+                    sent = true;
+                    continue;
+                }
+                None => {
+                    sent = true;
+                    continue;
+                }
+            };
+            whole = false;
+            let mut replies = replies.into_iter();
+            for group in std::mem::take(&mut open) {
+                let error = match replies.next().map(Value::extract_error) {
+                    Some(Ok(reply)) => {
+                        self.answer(group, reply, &live);
+                        continue;
+                    }
+                    Some(Err(error)) => error,
+                    None => {
+                        group.fail(&StoreError::Lost);
+                        continue;
+                    }
+                };
+                if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
+                    whole = true;
+                    open.push(group);
+                } else if class(&error).condemns() {
+                    link.found_broken(&live, &error);
+                    condemned = Some(StoreError::from(&error));
+                    open.push(group);
+                } else {
+                    self.refused(&live, &error);
+                    group.fail(&StoreError::from(&error));
+                }
+            }
+        }
+    }
+
+    /// The replies to a batch, in one round trip; none when the connection is given up first.
+    async fn send(
+        &self,
+        live: &Live,
+        lane: &Lane,
+        groups: &[Group],
+        whole: bool,
+    ) -> Option<Result<Vec<Value>, RedisError>> {
+        let mut gone = live.gone();
+        let mut connection = live.connection.clone();
+        let hash = How::Hash(&self.hash);
+        // Where it goes whole, those behind it find it.
+        let first = if whole { How::Source(script::DECIDE) } else { hash };
+        let replies = async {
+            if let [group] = groups {
+                let command = group.batch.command(first, &lane.note, lane.number);
+                return connection.send_packed_command(&command).await.map(|reply| vec![reply]);
+            }
+            let mut pipeline = Pipeline::with_capacity(groups.len());
+            for (index, group) in groups.iter().enumerate() {
+                let how = if index == 0 { first } else { hash };
+                pipeline.add_command(group.batch.command(how, &lane.note, lane.number));
+            }
+            connection.send_packed_commands(&pipeline, 0, groups.len()).await
+        };
+        tokio::select! {
+            biased;
+            replies = replies => Some(replies),
+            _ = gone.wait_for(|gone| *gone) => None,
+        }
+    }
+
+    /// Answers the calls of a group from a reply.
+    fn answer(&self, group: Group, reply: Value, live: &Live) {
+        let reply = match group.batch.read(reply) {
+            Ok(reply) => reply,
+            Err(error) => {
+                group.fail(&StoreError::Refused { class: Class::WrongShape, said: error.to_string().into() });
+                return;
+            }
+        };
+        if reply.parted > 0 && self.parted.fetch_add(reply.parted, Ordering::Relaxed) == 0 {
+            tracing::error!("Redis and weir decided the same request differently: please report this");
+        }
+        if self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed) {
+            tracing::info!(redis = %live.address, "Redis decides again");
+        }
+        live.has_served();
+        group.answer(reply.decided);
+    }
+
+    /// Says once that Redis answers with an error.
+    fn refused(&self, live: &Live, error: &RedisError) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(redis = %live.address, %error, "Redis refuses to decide");
+        }
+    }
+}
+
+/// A lane with a batch under way; it is put back whatever becomes of the batch.
+struct Held<'n> {
+    node: &'n Arc<Node>,
+    lane: Option<Lane>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lane.take().and_then(|lane| self.node.queue.put_back(lane))
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(run(Arc::clone(self.node), lane));
+        }
+    }
+}
+
+/// Runs batches, one after the other, until nobody waits any more.
+async fn run(node: Arc<Node>, lane: Lane) {
+    let mut held = Held { node: &node, lane: Some(lane) };
+    loop {
+        let calls = node.queue.next(&mut held.lane, clock::instant());
+        let Some(lane) = &mut held.lane else { break };
+        lane.number += 1;
+        node.exchange(lane, Group::sort(calls)).await;
+    }
+}
+
+/// What a probe charges: one token of many, of which a thousand come back every millisecond. It is written, and has expired
+/// when it is looked for.
+fn probe() -> Charge {
+    use std::num::{NonZeroU32, NonZeroU64};
+    let limit = Limit::new(NonZeroU32::MAX, NonZeroU64::MIN);
+    Charge {
+        bucket: BucketKey(u128::MAX),
+        rule: RuleId(0),
+        limit,
+        hits: Hits::Take(1),
+        mode: Mode::Shadow,
+        on_redis_failure: None,
+    }
+}

@@ -1,0 +1,44 @@
+//! The numbers of how a Redis is used.
+
+use std::time::Duration;
+
+/// The numbers of how a Redis is used, each of its nodes if it is a Cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Connections that are kept open. With two, what was under way on one that breaks goes over the other at once.
+    pub connections: usize,
+    /// Batches under way at a time. One that is being decided and one that is on its way keep Redis busy; more would only
+    /// leave fewer calls to each.
+    pub batches: usize,
+    /// Distinct buckets of a batch, about: 256 are about a millisecond of Redis.
+    pub batch_buckets: usize,
+    /// Charges of a batch: many for one bucket take their time too.
+    pub batch_charges: usize,
+    /// Calls that may wait for a batch.
+    pub queue: usize,
+    /// How often a connection is asked whether it is still there, and how long it may take to say so. One that was closed
+    /// while nobody used it, or that leads nowhere any more, is found by this, not by a call.
+    pub ping: Duration,
+    /// Longest time for one attempt to connect.
+    pub connect_timeout: Duration,
+    /// The first pause between attempts to connect; each is twice the one before.
+    pub reconnect_first: Duration,
+    /// The longest.
+    pub reconnect_longest: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            connections: 2,
+            batches: 2,
+            batch_buckets: 256,
+            batch_charges: 1_000,
+            queue: 10_000,
+            ping: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            reconnect_first: Duration::from_millis(50),
+            reconnect_longest: Duration::from_secs(2),
+        }
+    }
+}
