@@ -152,7 +152,9 @@ impl App {
         tokio::pin!(server);
         tokio::select! {
             ended = &mut server => return Ok(ended?),
-            never = keep_rules(&watch, &health, &mut hangup) => match never {},
+            never = Arc::clone(&watch).follow(settings.following()) => match never {},
+            never = obey(&watch, &mut hangup) => match never {},
+            never = keep_health(&watch, &health) => match never {},
             () = shutdown => {}
         }
         tracing::info!(longest = ?settings.drain_timeout, "draining");
@@ -211,18 +213,23 @@ impl Accepted for TcpStream {
     }
 }
 
-/// Waits for rules if there are none, and loads them again on SIGHUP, for ever.
-async fn keep_rules(watch: &Arc<Watch>, health: &HealthReporter, hangup: &mut Signal) -> Infallible {
+/// Has the rules looked at on each SIGHUP, for ever.
+async fn obey(watch: &Watch, hangup: &mut Signal) -> Infallible {
     loop {
-        tokio::select! {
-            () = Arc::clone(watch).loaded(), if !watch.is_loaded() => {}
-            _ = hangup.recv() => {
-                let watch = Arc::clone(watch);
-                // Its failures are told of in the log, and the last good rules stay.
-                _ = tokio::task::spawn_blocking(move || watch.reload()).await;
-            }
-        }
+        hangup.recv().await;
+        watch.look();
+    }
+}
+
+/// Says that it is serving as soon as rules are in force.
+async fn keep_health(watch: &Watch, health: &HealthReporter) -> Infallible {
+    let mut changes = watch.changes();
+    loop {
         set_health(health, watch.is_loaded()).await;
+        if changes.changed().await.is_err() {
+            // Cannot be: the watch is there.
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -163,9 +163,7 @@ fn load(path: &std::path::Path) -> Result<RuleSet, ExitCode> {
 
 /// Prints why rules cannot be used.
 fn refuse(error: &LoadError) -> ExitCode {
-    if let LoadError::Rejected(problems) = error {
-        problems.iter().for_each(|problem| message(&problem.to_string()));
-    }
+    error.problems().iter().for_each(|problem| message(&problem.to_string()));
     fail(EX_USAGE, &error.to_string())
 }
 

@@ -4,9 +4,7 @@
 //! with the files. A set never changes; a reload makes a new one. Looking up is pure: no I/O, no locks, no time.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
@@ -18,6 +16,7 @@ use crate::decision::RuleId;
 mod compile;
 mod explain;
 mod file;
+mod files;
 mod problem;
 mod rule;
 mod tree;
@@ -27,13 +26,15 @@ mod yaml;
 pub(crate) use explain::text;
 pub use explain::{Explanation, Step};
 pub use file::Unit;
+pub use files::ContentHash;
 pub use problem::{Place, Problem, Severity};
 pub use rule::{Allowance, Rule, RuleLimit, Source};
 pub use tree::{Domain, Entry};
-pub use watch::Watch;
+pub use watch::{Following, InForce, Refused, Status, Watch};
 pub use yaml::Any;
 
 use compile::Compiler;
+use files::Files;
 
 /// A rule file may be so many bytes long: a hundred thousand rules are about ten million.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -60,6 +61,17 @@ pub enum LoadError {
     /// The files are wrong. Holds warnings as well as errors.
     #[error("{}", summary(.0))]
     Rejected(Vec<Problem>),
+}
+
+impl LoadError {
+    /// All that is wrong or odd about the files.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Self::Nothing { .. } => &[],
+            Self::Rejected(problems) => problems,
+        }
+    }
 }
 
 fn summary(problems: &[Problem]) -> String {
@@ -189,98 +201,7 @@ impl Domain {
 /// # Errors
 /// [`LoadError::Nothing`] when there is no rule file, [`LoadError::Rejected`] when one of them is wrong or cannot be read.
 pub fn load(path: &FilePath, since: Micros) -> Result<RuleSet, LoadError> {
-    let nothing = |reason: String| LoadError::Nothing { path: path.to_owned(), reason };
-    let found = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => vec![Found::File(path.to_owned())],
-        Ok(_) => {
-            let mut found = Vec::new();
-            list(path, &mut Vec::new(), &mut found);
-            found
-        }
-        Err(error) => return Err(nothing(error.to_string())),
-    };
-    if found.is_empty() {
-        return Err(nothing("no *.yaml or *.yml file in this directory".into()));
-    }
-    let mut compiler = Compiler::new(since);
-    let files = found.len();
-    for file in found {
-        match file {
-            Found::File(path) => read_file(&path, &mut compiler),
-            Found::Trouble(path, reason) => compiler.unreadable(name(&path), Place::START, reason),
-        }
-    }
-    RuleSet::finish(compiler, files)
-}
-
-enum Found {
-    File(PathBuf),
-    Trouble(PathBuf, String),
-}
-
-/// Lists a directory. `way` names the directories that lead to it, each as a device and an inode: a link back to one of
-/// them is not followed, since what it leads to is being read.
-fn list(directory: &FilePath, way: &mut Vec<(u64, u64)>, found: &mut Vec<Found>) {
-    let trouble = |path: &FilePath, reason: String| Found::Trouble(path.to_owned(), reason);
-    match std::fs::metadata(directory).map(|metadata| (metadata.dev(), metadata.ino())) {
-        Ok(here) if way.contains(&here) => return,
-        Ok(here) => way.push(here),
-        Err(error) => return found.push(trouble(directory, format!("cannot be read: {error}"))),
-    }
-    let entries = match std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
-        Ok(entries) => entries,
-        Err(error) => {
-            way.pop();
-            return found.push(trouble(directory, format!("cannot be listed: {error}")));
-        }
-    };
-    let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-    paths.sort();
-    for path in paths {
-        if path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b".")) {
-            continue;
-        }
-        let is_rules = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-        // Follows links: a ConfigMap's files are links.
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => list(&path, way, found),
-            Ok(metadata) if is_rules && metadata.is_file() => found.push(Found::File(path)),
-            Err(error) if is_rules => found.push(trouble(&path, format!("cannot be read: {error}"))),
-            Ok(_) | Err(_) => {}
-        }
-    }
-    way.pop();
-}
-
-fn read_file(path: &FilePath, compiler: &mut Compiler) {
-    let bytes = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_FILE_BYTES => {
-            let reason =
-                format!("{} bytes long, and {MAX_FILE_BYTES} at most are read: split it up", metadata.len());
-            return compiler.unreadable(name(path), Place::START, reason);
-        }
-        Ok(_) => std::fs::read(path),
-        Err(error) => Err(error),
-    };
-    match bytes.map(String::from_utf8) {
-        Ok(Ok(text)) => compiler.add(name(path), &text),
-        Ok(Err(error)) => {
-            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
-            let column = good
-                .iter()
-                .rev()
-                .take_while(|byte| **byte != b'\n')
-                .filter(|byte| **byte & 0xC0 != 0x80)
-                .count();
-            compiler.unreadable(name(path), Place::new(line, column), "not UTF-8 from here on");
-        }
-        Err(error) => compiler.unreadable(name(path), Place::START, format!("cannot be read: {error}")),
-    }
-}
-
-fn name(path: &FilePath) -> Arc<str> {
-    path.to_string_lossy().into()
+    Files::read_steadily(path).compile(since)
 }
 
 #[cfg(test)]

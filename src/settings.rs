@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 
+use crate::rules::Following;
 use crate::store::{Address, Files};
 
 /// Settings of `weir serve`.
@@ -16,6 +17,15 @@ pub struct Settings {
     /// Directory of rule files: every *.yaml and *.yml below it; or a single file
     #[arg(long, env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
     pub rules: PathBuf,
+
+    /// How often the rule files are looked at; changes that the system tells of are seen at once
+    #[arg(long, env = "WEIR_RULES_POLL", value_name = "DURATION", default_value = "10s", value_parser = poll)]
+    pub rules_poll: Duration,
+
+    /// Have the system tell of changes to the rule files
+    #[arg(long, env = "WEIR_RULES_EVENTS", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value = "true", default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub rules_events: bool,
 
     /// Address on which to answer gRPC; port 0 takes any free one
     #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
@@ -92,6 +102,13 @@ fn call_timeout(text: &str) -> Result<Duration, String> {
     if sensible.contains(&timeout) { Ok(timeout) } else { Err("write a duration from 1ms to 10s".into()) }
 }
 
+/// How often rule files are looked at: not all the time, and seldom enough to be cheap is often enough to be noticed.
+fn poll(text: &str) -> Result<Duration, String> {
+    let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let sensible = Duration::from_millis(100)..=Duration::from_secs(10);
+    if sensible.contains(&pause) { Ok(pause) } else { Err("write a duration from 100ms to 10s".into()) }
+}
+
 /// How many descriptors a request may have: each may be a bucket, and a script reads all of them at once.
 fn descriptors(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
@@ -144,6 +161,12 @@ pub struct RedisFiles {
 }
 
 impl Settings {
+    /// How changes to the rule files are seen.
+    #[must_use]
+    pub fn following(&self) -> Following {
+        Following { poll: self.rules_poll, events: self.rules_events }
+    }
+
     /// The Redis, with its files; they have been read once.
     ///
     /// # Errors

@@ -1,16 +1,26 @@
-//! Keeps the rules in force: loads them at the start, again when told to, and never gives up a good set for a bad one.
+//! Keeps the rules in force: loads them at the start and whenever their files change, and never gives up a good set for a
+//! bad one.
+//!
+//! What counts is what the files hold, not what was said to have happened to them: events, a slow poll and SIGHUP are
+//! reasons to look, and a look that finds the same bytes as the last one does nothing. Files that are still changing are
+//! waited for; [`follow`] says how. A set comes into force whole, by the exchange of one pointer. One that is
+//! wrong is refused whole, its mistakes are told in the log and in [`Status`], and the one before stays.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::{Notify, watch};
 
-use super::{LoadError, Problem, RuleSet, Severity, load};
-use crate::clock::Clock;
+use super::files::Files;
+use super::{ContentHash, LoadError, Problem, RuleSet, Severity};
+use crate::clock::{Clock, Micros};
 
-/// How often a directory is looked at for its first good rules.
-const RETRY: Duration = Duration::from_secs(1);
+mod events;
+mod follow;
+
+pub use follow::Following;
 
 /// Rules of one directory, and the set of them that is in force.
 #[derive(Debug)]
@@ -18,10 +28,66 @@ pub struct Watch {
     path: PathBuf,
     clock: Clock,
     current: Arc<ArcSwapOption<RuleSet>>,
-    /// Held while files are read.
-    loading: Mutex<()>,
-    /// What was wrong the last time, so that waiting says it once and not each time.
-    told: Mutex<String>,
+    status: watch::Sender<Arc<Status>>,
+    /// Rings when somebody wants the rules looked at.
+    asked: Notify,
+    /// Held while a set is made, so that an older reading cannot overtake a newer one.
+    judged: Mutex<Judged>,
+}
+
+/// How the rules stand.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// The set in force; none until one has been loaded.
+    pub in_force: Option<InForce>,
+    /// What the directory holds now, if that is not what is in force.
+    pub refused: Option<Refused>,
+    /// How many readings have been refused since the start.
+    pub refusals: u64,
+    /// Whether the system tells of changes; otherwise they are seen when the directory is looked at next.
+    pub events: bool,
+}
+
+/// A set that is in force.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// Counts the sets that this process has loaded, from 1.
+    pub version: u64,
+    /// Says which files it is from.
+    pub hash: ContentHash,
+    /// Since when.
+    pub since: Micros,
+    /// How many files it is from.
+    pub files: usize,
+    /// How many limits it has.
+    pub limits: usize,
+    /// What is odd about it.
+    pub warnings: Vec<Problem>,
+}
+
+/// Files that are not in force.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Says which files they are.
+    pub hash: ContentHash,
+    /// When they were looked at.
+    pub at: Micros,
+    /// Why they are not in force, in a line.
+    pub reason: String,
+    /// All that is wrong or odd about them; empty when there are none.
+    pub problems: Vec<Problem>,
+}
+
+/// What is known of the last reading of the files.
+#[derive(Debug, Default)]
+struct Judged {
+    /// Whether it has been put in force or refused.
+    hash: Option<ContentHash>,
+    /// The files that the set in force is from.
+    names: BTreeSet<PathBuf>,
+    /// Sets that are in force no more. Calls may still be using them, and the last of those must not be the one to take a
+    /// hundred thousand rules apart.
+    retired: Vec<Arc<RuleSet>>,
 }
 
 impl Watch {
@@ -32,8 +98,9 @@ impl Watch {
             path: path.to_owned(),
             clock,
             current: Arc::default(),
-            loading: Mutex::default(),
-            told: Mutex::default(),
+            status: watch::Sender::default(),
+            asked: Notify::new(),
+            judged: Mutex::default(),
         }
     }
 
@@ -49,53 +116,89 @@ impl Watch {
         self.current.load().is_some()
     }
 
+    /// How the rules stand.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    /// Tells each time that changes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
+    /// Has [`follow`](Self::follow) look at the files at once, and tell in the log what it finds also when that is nothing
+    /// new.
+    pub fn look(&self) {
+        self.asked.notify_one();
+    }
+
     /// Loads the first rules and puts them in force. What is wrong with them is the caller's to tell.
     ///
     /// # Errors
-    /// As [`load`].
+    /// As [`load`](super::load).
     pub fn start(&self) -> Result<(), LoadError> {
-        let outcome = load(&self.path, self.clock.now()).map(|set| self.put_in_force(set));
+        let outcome = self.judge(&Files::read_steadily(&self.path), false);
         if let Err(error @ LoadError::Nothing { .. }) = &outcome {
             self.tell(error);
         }
         outcome
     }
 
-    /// Loads the rules and puts them in force, or leaves those in force that are. Logs which, and why.
-    ///
-    /// # Errors
-    /// As [`load`].
-    pub fn reload(&self) -> Result<(), LoadError> {
-        self.forget_what_was_told();
-        self.try_load()
-    }
-
-    /// Returns once rules are in force, looking for them every second.
-    pub async fn loaded(self: Arc<Self>) {
-        while !self.is_loaded() {
-            tokio::time::sleep(RETRY).await;
-            let this = Arc::clone(&self);
-            // Reads files, and may take a while of a hundred thousand rules. Its failures have been logged.
-            _ = tokio::task::spawn_blocking(move || this.try_load()).await;
+    /// Puts a reading in force, or refuses it.
+    fn judge(&self, files: &Files, asked: bool) -> Result<(), LoadError> {
+        let mut judged = self.judged();
+        judged.hash = Some(files.hash());
+        let status = self.status();
+        if status.in_force.as_ref().is_some_and(|in_force| in_force.hash == files.hash()) {
+            if status.refused.is_some() {
+                tracing::info!(path = %self.path.display(), "the rule files are again those in force");
+                self.change(|status| status.refused = None);
+            } else if asked {
+                tracing::info!(path = %self.path.display(), "the rule files have not changed");
+            }
+            return Ok(());
+        }
+        match files.compile(self.clock.now()) {
+            Ok(set) => {
+                self.put_in_force(set, files, &mut judged);
+                Ok(())
+            }
+            Err(error) => {
+                let refused = Refused {
+                    hash: files.hash(),
+                    at: self.clock.now(),
+                    reason: error.to_string(),
+                    problems: error.problems().to_vec(),
+                };
+                self.change(|status| {
+                    status.refused = Some(refused);
+                    status.refusals += 1;
+                });
+                Err(error)
+            }
         }
     }
 
-    fn try_load(&self) -> Result<(), LoadError> {
-        // One at a time, or an older reading of the files could overtake a newer one.
-        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = load(&self.path, self.clock.now()).map(|set| self.put_in_force(set));
-        if let Err(error) = &outcome {
-            self.tell(error);
-        }
-        outcome
-    }
-
-    fn put_in_force(&self, mut set: RuleSet) {
-        if let Some(previous) = &*self.current.load() {
+    fn put_in_force(&self, mut set: RuleSet, files: &Files, judged: &mut Judged) {
+        let previous = self.current.load_full();
+        if let Some(previous) = &previous {
             set.succeed(previous);
         }
+        let version = self.status().in_force.as_ref().map_or(0, |in_force| in_force.version) + 1;
+        let in_force = InForce {
+            version,
+            hash: files.hash(),
+            since: self.clock.now(),
+            files: set.files(),
+            limits: set.len(),
+            warnings: set.warnings().to_vec(),
+        };
         tracing::info!(
             path = %self.path.display(),
+            version,
+            hash = %files.hash(),
             files = set.files(),
             domains = set.domains().count(),
             limits = set.len(),
@@ -103,21 +206,18 @@ impl Watch {
         );
         set.warnings().iter().for_each(log_problem);
         self.current.store(Some(Arc::new(set)));
-        self.forget_what_was_told();
+        judged.names = files.names();
+        judged.retired.extend(previous);
+        judged.clear_retired();
+        self.change(|status| {
+            status.in_force = Some(in_force);
+            status.refused = None;
+        });
     }
 
-    /// Logs why there are no new rules, unless that is what was logged last.
+    /// Logs why there are no new rules.
     fn tell(&self, error: &LoadError) {
-        let problems = match error {
-            LoadError::Rejected(problems) => problems.as_slice(),
-            LoadError::Nothing { .. } => &[],
-        };
-        let reasons = format!("{error} {problems:?}");
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if *told == reasons {
-            return;
-        }
-        problems.iter().for_each(log_problem);
+        error.problems().iter().for_each(log_problem);
         match error {
             _ if self.is_loaded() => {
                 tracing::error!(%error, "rules refused; those loaded before stay in force")
@@ -127,11 +227,21 @@ impl Watch {
                 tracing::warn!(%error, "no rules yet: every call is answered UNAVAILABLE until there are some");
             }
         }
-        *told = reasons;
     }
 
-    fn forget_what_was_told(&self) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    fn change(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_modify(|status| change(Arc::make_mut(status)));
+    }
+
+    fn judged(&self) -> MutexGuard<'_, Judged> {
+        self.judged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Judged {
+    /// Takes apart the sets that nobody uses any more.
+    fn clear_retired(&mut self) {
+        self.retired.retain(|set| Arc::strong_count(set) > 1);
     }
 }
 
@@ -143,57 +253,4 @@ fn log_problem(problem: &Problem) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = "domain: api\n";
-
-    fn watch() -> (tempfile::TempDir, Arc<Watch>) {
-        let directory = tempfile::tempdir().unwrap();
-        let watch = Arc::new(Watch::new(&directory.path().join("rules"), Clock::manual(0)));
-        (directory, watch)
-    }
-
-    fn write(watch: &Watch, text: &str) {
-        std::fs::create_dir_all(&watch.path).unwrap();
-        std::fs::write(watch.path.join("api.yaml"), text).unwrap();
-    }
-
-    fn told(watch: &Watch) -> String {
-        watch.told.lock().unwrap().clone()
-    }
-
-    #[test]
-    fn a_bad_set_leaves_the_last_good_one_in_force() {
-        let (_directory, watch) = watch();
-        write(&watch, GOOD);
-        watch.start().unwrap();
-        write(&watch, "domain: [");
-        assert!(matches!(watch.reload(), Err(LoadError::Rejected(_))));
-        assert!(watch.current().load_full().unwrap().domain("api").is_some());
-        std::fs::remove_dir_all(&watch.path).unwrap();
-        assert!(matches!(watch.reload(), Err(LoadError::Nothing { .. })));
-        assert!(watch.is_loaded());
-        write(&watch, "domain: web\n");
-        watch.reload().unwrap();
-        assert!(watch.current().load_full().unwrap().domain("web").is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn waiting_tells_what_is_wrong_when_that_changes_and_ends_with_good_rules() {
-        let (_directory, watch) = watch();
-        assert!(matches!(watch.start(), Err(LoadError::Nothing { .. })));
-        let missing = told(&watch);
-        assert!(missing.contains("No such file"), "{missing}");
-        let waiting = tokio::spawn(Arc::clone(&watch).loaded());
-        tokio::time::sleep(RETRY * 3).await;
-        assert_eq!(told(&watch), missing, "the same, and so told once");
-        write(&watch, "domain: [");
-        tokio::time::sleep(RETRY * 3).await;
-        assert!(told(&watch).contains("not YAML"), "{}", told(&watch));
-        assert!(!waiting.is_finished());
-        write(&watch, GOOD);
-        waiting.await.unwrap();
-        assert_eq!(told(&watch), "");
-    }
-}
+mod tests;

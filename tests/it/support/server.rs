@@ -16,6 +16,8 @@ use weir::settings::{RedisFiles, Settings};
 pub(crate) fn settings(rules: &Path) -> Settings {
     Settings {
         rules: rules.to_owned(),
+        rules_poll: Duration::from_secs(10),
+        rules_events: true,
         grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
         redis: None,
         redis_files: RedisFiles::default(),
