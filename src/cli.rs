@@ -35,7 +35,8 @@ const EX_FAILED: u8 = 1;
 enum Command {
     /// Answer rate limit calls until SIGTERM
     ///
-    /// SIGHUP loads the rules again; rules that are wrong are refused, and those in force stay.
+    /// Rule files are loaded again when they change; rules that are wrong are refused, and those in force stay. SIGHUP
+    /// has the files looked at, and the log say what was found.
     Serve(Box<Settings>),
 
     /// Say what a directory of rule files holds, or everything that is wrong with it

@@ -281,7 +281,7 @@ fn sighup_loads_the_rules_again_and_refuses_bad_ones() {
     write(directory.path(), "domain: api\ndescriptors: x\n");
     weir.hang_up();
     weir.await_log("rules refused; those loaded before stay in force", 1);
-    assert_eq!(weir.logged("rules.yaml:2:14 descriptors: expected a list, found `x`"), 1);
+    assert!(weir.logged("rules.yaml:2:14 descriptors: expected a list, found `x`") >= 1);
     assert!(hit(&weir, &["--hits", "0", "user=a"]).1.contains("10 per hour, 9 left"));
     write(directory.path(), &RULES.replace("requests_per_unit: 2", "requests_per_unit: 20"));
     weir.hang_up();
