@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::events::Events;
 use super::follow::Sight;
 use super::*;
+use crate::rules::{Allowance, Entry};
 
 /// The clock of these tests stands still but for waiting, so no wait takes any time.
 const LONG: Duration = Duration::from_secs(60);
@@ -37,11 +38,11 @@ fn write(watch: &Watch, text: &str) {
 /// The limit that is in force, 0 for none.
 fn limit(watch: &Watch) -> u32 {
     let set = watch.current().load_full();
-    let entry = super::super::Entry { key: b"a", value: b"" };
+    let entry = Entry { key: b"a", value: b"" };
     let rule = set.as_ref().and_then(|set| set.domain("api")?.find(&[entry]));
-    rule.map_or(0, |rule| match rule.allowance {
-        super::super::Allowance::Limited { requests_per_unit, .. } => requests_per_unit,
-        super::super::Allowance::Unlimited => 0,
+    rule.map_or(0, |rule| match rule.limits[0].allowance {
+        Allowance::Limited { requests_per_unit, .. } => requests_per_unit,
+        Allowance::Unlimited => 0,
     })
 }
 
