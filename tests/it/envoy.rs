@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 
 use tempfile::TempDir;
@@ -256,6 +257,58 @@ fn requests_pass_while_weir_is_away_and_are_limited_again_when_it_is_back() {
             assert_eq!(envoy.send(&get("/")).status, 200, "no request fails over it");
         }
         restart.join().unwrap();
+    });
+}
+
+#[test]
+fn rules_that_change_in_mid_load_hold_from_then_on_and_no_request_fails() {
+    let text = |limit: u64| {
+        format!(
+            "
+  - {{ key: user_id, rate_limit: {{ unit: day, requests_per_unit: {limit} }} }}
+  - {{ key: country, value: ZZ, rate_limit: {{ unit: day, requests_per_unit: 0 }} }}
+"
+        )
+    };
+    let rules = api_rules(&text(1_000));
+    let weir = Weir::start(rules.path());
+    let envoy = Envoy::start("envoy.yaml", weir.grpc());
+    let (limits, seen) = mpsc::channel();
+    let change = || {
+        // What is sent was there before `limit`, up to the first that has it.
+        let until = |limit| {
+            let earlier: BTreeSet<u64> = seen.iter().take_while(|seen| *seen != limit).collect();
+            assert!(earlier.len() <= 1, "{earlier:?} before {limit}");
+        };
+        until(1_000);
+        for (version, limit) in [(2, 800), (3, 50_000), (4, 1_200)] {
+            let text = format!("domain: api\ndescriptors:\n{}", text(limit));
+            fs::write(rules.path().join("rules.yaml"), text).unwrap();
+            weir.await_log(&format!(" version={version} "), 1);
+            until(limit);
+        }
+        // A mistake changes nothing.
+        fs::write(rules.path().join("rules.yaml"), "domain: api\ndescriptors: none\n").unwrap();
+        weir.await_log("rules refused", 1);
+        drop(seen);
+    };
+    thread::scope(|scope| {
+        scope.spawn(change);
+        for request in 0.. {
+            // A bucket for each hundred, so that no limit is reached.
+            let user = format!("user-{}", request / 100);
+            let answer = envoy.send(&get("/").header("x-user-id", &user));
+            let limit =
+                answer.header("x-ratelimit-limit").and_then(|all| all.split_once(',')?.0.parse().ok());
+            let limit: u64 = limit.unwrap_or_else(|| panic!("{answer:?}"));
+            let remaining = limit - request % 100 - 1;
+            assert_eq!((answer.status, answer.number("x-ratelimit-remaining")), (200, Some(remaining)));
+            assert_eq!(envoy.send(&get("/").header("x-country", "ZZ")).status, 429);
+            if limits.send(limit).is_err() {
+                assert_eq!(limit, 1_200);
+                break;
+            }
+        }
     });
 }
 

@@ -14,5 +14,6 @@ mod envoy;
 mod fuzz;
 mod protocol;
 mod redis;
+mod reload;
 mod shipped;
 mod wire;
