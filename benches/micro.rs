@@ -191,7 +191,14 @@ fn service(c: &mut Criterion) {
     let service = Service::new(
         Arc::new(ArcSwapOption::from_pointee(rules)),
         Arc::new(Limiter::in_memory(store, KeySeed::random().unwrap())),
-        Options { max_descriptors: 64, shadow_mode: false, quota_mode: false, dynamic_metadata: false },
+        Options {
+            max_descriptors: 64,
+            shadow_mode: false,
+            quota_mode: false,
+            dynamic_metadata: false,
+            near_limit: 0.8,
+        },
+        Arc::default(),
     );
     for descriptors in [1, 3, 10] {
         let descriptor = |n: usize| RateLimitDescriptor {

@@ -24,6 +24,8 @@ use crate::rules::{LoadError, Watch};
 use crate::service::{Options, Service};
 use crate::settings::Settings;
 use crate::store::{KeySeed, LocalStore, RedisStore, Tuning};
+use crate::telemetry::metrics::{LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED};
+use crate::telemetry::{Metrics, Telemetry};
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -64,6 +66,8 @@ pub struct App {
     address: SocketAddr,
     watch: Arc<Watch>,
     limiter: Arc<Limiter>,
+    metrics: Arc<Metrics>,
+    telemetry: Telemetry,
     /// Rings on SIGHUP.
     hangup: Signal,
 }
@@ -99,7 +103,16 @@ impl App {
             }
             None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
         });
-        Ok(Self { settings, listener, address, watch, limiter, hangup })
+        let metrics = Arc::new(Metrics::default());
+        observe(&metrics, &limiter);
+        let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
+        Ok(Self { settings, listener, address, watch, limiter, metrics, telemetry, hangup })
+    }
+
+    /// What this server tells of itself.
+    #[must_use]
+    pub fn telemetry(&self) -> Telemetry {
+        self.telemetry.clone()
     }
 
     /// The address that gRPC is answered on.
@@ -113,7 +126,7 @@ impl App {
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-        let Self { settings, listener, address, watch, limiter, mut hangup } = self;
+        let Self { settings, listener, address, watch, limiter, metrics, mut hangup, .. } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, watch.is_loaded()).await;
         let reflection = || {
@@ -131,7 +144,9 @@ impl App {
                 shadow_mode: settings.shadow_mode,
                 quota_mode: settings.quota_mode,
                 dynamic_metadata: settings.dynamic_metadata,
+                near_limit: settings.near_limit,
             },
+            metrics,
         );
         let service = RateLimitServiceServer::new(service)
             .max_decoding_message_size(settings.max_message_bytes.get())
@@ -167,6 +182,21 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Has figures asked for that their owners keep.
+#[allow(clippy::cast_precision_loss, reason = "so many buckets there are not")]
+fn observe(metrics: &Metrics, limiter: &Arc<Limiter>) {
+    let limiter = Arc::clone(limiter);
+    metrics.observe(move |to| {
+        if let Some(store) = limiter.memory() {
+            let usage = store.usage();
+            to.number(&LOCAL_BUCKETS, &[], usage.buckets as f64);
+            to.number(&LOCAL_BUCKETS_LIMIT, &[], usage.capacity as f64);
+            to.count(&LOCAL_EVICTED, &[], usage.evicted);
+            to.count(&LOCAL_OVERFLOWED, &[], usage.overflowed);
+        }
+    });
 }
 
 /// How long no connection is accepted after one could not be: the system is out of something, most likely of files.

@@ -93,7 +93,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(settings: Settings) -> ExitCode {
-    if let Err(error) = telemetry::start(&settings.log) {
+    if let Err(error) = telemetry::logs::start(&settings.log) {
         return fail(EX_USAGE, &error.to_string());
     }
     for (name, nearest) in settings::unknown_variables(std::env::vars_os(), &Command::command()) {

@@ -70,6 +70,14 @@ pub fn instant() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }
 
+/// The present moment as a stopwatch has it, to measure with.
+#[must_use]
+#[inline]
+#[allow(clippy::disallowed_methods, reason = "the one place that reads time")]
+pub fn stopwatch() -> Instant {
+    Instant::now()
+}
+
 #[inline]
 fn micros(duration: std::time::Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)

@@ -61,6 +61,33 @@ pub struct Charge {
     pub on_redis_failure: Option<OnRedisFailure>,
 }
 
+/// Who gave an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Redis.
+    Redis,
+    /// This process's own buckets.
+    #[default]
+    Local,
+    /// A denial by Redis that is remembered.
+    Remembered,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Redis, Self::Local, Self::Remembered];
+
+    /// As metrics say it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Local => "local",
+            Self::Remembered => "remembered",
+        }
+    }
+}
+
 /// The answer for one charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -70,6 +97,8 @@ pub struct Verdict {
     pub remaining: u32,
     /// Microseconds until the bucket is full, if nobody else came.
     pub full_in: Micros,
+    /// Who says so. Arithmetic says [`Source::Local`]; whoever asked elsewhere says where.
+    pub source: Source,
 }
 
 /// The answer for a request.
@@ -79,6 +108,15 @@ pub struct Decision {
     pub denied: bool,
     /// One verdict for each charge, in their order.
     pub verdicts: Verdicts,
+}
+
+impl Decision {
+    /// The same decision, as one by `source`.
+    #[must_use]
+    pub fn said_by(mut self, source: Source) -> Self {
+        self.verdicts.iter_mut().for_each(|verdict| verdict.source = source);
+        self
+    }
 }
 
 /// Verdicts, in the order of the charges; a few fit without the heap.
@@ -96,7 +134,12 @@ pub fn decide(charges: &[Charge], places: &[usize], buckets: &mut [Bucket], now:
         .zip(places)
         .map(|(charge, place)| match buckets.get_mut(*place) {
             Some(bucket) => verdict(charge, bucket, now),
-            None => Verdict { outcome: Outcome::Over(Retry::Never), remaining: 0, full_in: 0 },
+            None => Verdict {
+                outcome: Outcome::Over(Retry::Never),
+                remaining: 0,
+                full_in: 0,
+                source: Source::Local,
+            },
         })
         .collect();
 
@@ -134,6 +177,7 @@ fn verdict(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Verdict {
         outcome,
         remaining: bucket.remaining(&charge.limit, now),
         full_in: bucket.full_in(&charge.limit, now),
+        source: Source::Local,
     }
 }
 

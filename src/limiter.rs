@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::bucket::Hits;
 use crate::clock::{self, Clock};
-use crate::decision::{Charge, Decision};
+use crate::decision::{Charge, Decision, Source};
 use crate::store::{Failure, KeySeed, LocalStore, Part, RedisStore, StoreError};
 
 mod denials;
@@ -75,14 +75,14 @@ impl Limiter {
                 let ask = redis.decide(part, charges, names, deadline);
                 if charges.iter().any(|charge| matches!(charge.hits, Hits::GiveBack(_))) {
                     let _giving_back = denials.giving_back();
-                    return ask.await.map_err(|Failure { error, .. }| error);
+                    return Ok(ask.await.map_err(|Failure { error, .. }| error)?.said_by(Source::Redis));
                 }
                 let asked = clock.now();
                 if let Some(decision) = denials.decide(charges, asked) {
-                    return Ok(decision);
+                    return Ok(decision.said_by(Source::Remembered));
                 }
                 let generation = denials.generation();
-                let decision = ask.await.map_err(|Failure { error, .. }| error)?;
+                let decision = ask.await.map_err(|Failure { error, .. }| error)?.said_by(Source::Redis);
                 denials.remember(charges, &decision, asked, generation);
                 Ok(decision)
             }

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use crate::bucket::Limit;
 use crate::clock::Micros;
 use crate::decision::RuleId;
 
@@ -107,23 +107,32 @@ impl RuleSet {
         Ok(Self { domains, files, warnings: found })
     }
 
-    /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now.
+    /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now, and
+    /// rules that were there count on.
     ///
     /// Otherwise each reload would look like a change of every limit to the buckets that have not been used since.
     pub fn succeed(&mut self, previous: &Self) {
-        let limits = |domain: &'_ Domain| {
-            let limits = domain.rules().flat_map(|rule| &rule.limits);
-            limits.filter_map(|limit| Some((limit.id, limit.allowance.limit()?))).collect::<Vec<_>>()
-        };
-        let before: HashMap<RuleId, Limit> = previous.domains.values().flat_map(limits).collect();
-        for domain in self.domains.values_mut() {
+        let before: HashMap<RuleId, &RuleLimit> = previous
+            .domains
+            .values()
+            .flat_map(Domain::rules)
+            .flat_map(|rule| &rule.limits)
+            .map(|limit| (limit.id, limit))
+            .collect();
+        for (name, domain) in &mut self.domains {
+            if let Some(previous) = previous.domain(name) {
+                domain.unmatched = Arc::clone(&previous.unmatched);
+                domain.overrides = previous.overrides.clone();
+            }
             domain.root.for_each_rule(&mut |rule| {
                 for limit in &mut rule.limits {
-                    if let Allowance::Limited { limit: now, .. } = &mut limit.allowance
-                        && let Some(before) = before.get(&limit.id)
-                        && now.since(before.in_force_since()) == *before
+                    let Some(before) = before.get(&limit.id) else { continue };
+                    limit.tally = before.tally.clone();
+                    if let (Allowance::Limited { limit: now, .. }, Some(before)) =
+                        (&mut limit.allowance, before.allowance.limit())
+                        && now.since(before.in_force_since()) == before
                     {
-                        *now = *before;
+                        *now = before;
                     }
                 }
             });

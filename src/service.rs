@@ -11,14 +11,17 @@ use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
 use tonic::{Request, Response, Status};
 
-use crate::clock::Micros;
+use crate::bucket::Hits;
+use crate::clock::{self, Micros};
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdict};
 use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
-use crate::rules::{Allowance, Entry, Resolved, Rule, RuleLimit, RuleSet};
+use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet};
 use crate::store::{Identity, KeySeed, NameBuilder};
+use crate::telemetry::Metrics;
 
 mod convert;
+mod count;
 mod headers;
 
 pub use convert::Override;
@@ -27,7 +30,7 @@ pub use convert::Override;
 pub type CurrentRules = Arc<ArcSwapOption<RuleSet>>;
 
 /// What of the service can be set.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
     /// Descriptors that one request may have.
     pub max_descriptors: usize,
@@ -37,6 +40,8 @@ pub struct Options {
     pub quota_mode: bool,
     /// Whether responses carry dynamic metadata.
     pub dynamic_metadata: bool,
+    /// The share of a burst from which on metrics call a limit near.
+    pub near_limit: f64,
 }
 
 /// The service.
@@ -45,6 +50,7 @@ pub struct Service {
     rules: CurrentRules,
     limiter: Arc<Limiter>,
     options: Options,
+    metrics: Arc<Metrics>,
 }
 
 /// What a descriptor of a request comes to.
@@ -52,7 +58,7 @@ enum Asked<'r> {
     /// No limit.
     Nothing,
     /// A limit that admits everything.
-    Unlimited,
+    Unlimited { limit: &'r RuleLimit, hits: Hits },
     /// These charges, by this rule; without one, by a limit that the request brought.
     Charges { of: Range<usize>, rule: Option<&'r Rule> },
 }
@@ -74,7 +80,8 @@ struct Plan<'r> {
     limits: SmallVec<[LimitSource<'r>; 4]>,
     /// For each charge, where the store needs them.
     names: Names,
-    is_known_domain: bool,
+    /// The domain, if it has rules.
+    domain: Option<&'r Domain>,
 }
 
 impl<'r> Plan<'r> {
@@ -106,22 +113,31 @@ fn identify(
 impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
-    pub fn new(rules: CurrentRules, limiter: Arc<Limiter>, options: Options) -> Self {
-        Self { rules, limiter, options }
+    pub fn new(rules: CurrentRules, limiter: Arc<Limiter>, options: Options, metrics: Arc<Metrics>) -> Self {
+        Self { rules, limiter, options, metrics }
     }
 
-    /// Answers one request.
+    /// Answers one request, and counts what comes of it.
     ///
     /// # Errors
     /// `UNAVAILABLE` before any rules are loaded and when a shared store has no answer, `INVALID_ARGUMENT` for what only
     /// a misconfigured proxy sends.
     pub async fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
+        let start = clock::stopwatch();
+        let answer = self.decide(request).await;
+        self.metrics.called(count::result(&answer));
+        self.metrics.call_duration.record_time(start.elapsed());
+        answer
+    }
+
+    async fn decide(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
         let no_rules = || Status::unavailable("no rules are loaded yet");
         if let Some(store) = self.limiter.memory() {
             // Without an await in between, the rules in force need not be counted as in use.
             let rules = self.rules.load();
             let plan = self.plan(rules.as_ref().ok_or_else(no_rules)?, request)?;
             let decision = store.decide(&plan.charges);
+            self.count(&plan, &decision);
             return Ok(self.response(request, &plan, &decision));
         }
         let rules = self.rules.load_full().ok_or_else(no_rules)?;
@@ -129,6 +145,7 @@ impl Service {
         let names = std::mem::take(&mut plan.names);
         let decision = self.limiter.decide(&plan.charges, names).await;
         let decision = decision.map_err(|error| Status::unavailable(error.to_string()))?;
+        self.count(&plan, &decision);
         Ok(self.response(request, &plan, &decision))
     }
 
@@ -138,10 +155,11 @@ impl Service {
         let mut plan = Plan::default();
         let Some(domain) = rules.domain(&request.domain) else {
             tracing::debug!(domain = request.domain, "unknown domain");
+            self.metrics.unknown_domain.increment();
             plan.asked.extend(descriptors.iter().map(|_| Asked::Nothing));
             return Ok(plan);
         };
-        plan.is_known_domain = true;
+        plan.domain = Some(domain);
         let resolved = domain.resolve(descriptors.iter().map(|descriptor| {
             let has_own_limit = descriptor.limit.is_some();
             (!has_own_limit).then_some(&descriptor.entries[..])
@@ -180,12 +198,12 @@ impl Service {
         resolved: &Resolved<'_>,
     ) -> Asked<'r> {
         let first = plan.charges.len();
-        let mut is_unlimited = false;
+        let mut unlimited = None;
         let mut key = self.limiter.keys().key(domain);
         identify(&mut key, descriptor, &rule.shared);
         for rule_limit in rule.limits.iter().filter(|limit| !resolved.is_replaced(limit)) {
             let Allowance::Limited { limit, .. } = rule_limit.allowance else {
-                is_unlimited = true;
+                unlimited = Some(rule_limit);
                 continue;
             };
             plan.charges.push(Charge {
@@ -203,10 +221,10 @@ impl Service {
                 plan.names.push(name.limit(rule_limit.limit_id.as_bytes()));
             }
         }
-        match first..plan.charges.len() {
-            of if !of.is_empty() => Asked::Charges { of, rule: Some(rule) },
-            _ if is_unlimited => Asked::Unlimited,
-            _ => Asked::Nothing,
+        match (first..plan.charges.len(), unlimited) {
+            (of, _) if !of.is_empty() => Asked::Charges { of, rule: Some(rule) },
+            (_, Some(limit)) => Asked::Unlimited { limit, hits: descriptor.hits },
+            (_, None) => Asked::Nothing,
         }
     }
 
@@ -249,7 +267,7 @@ impl Service {
             .iter()
             .map(|asked| match asked {
                 Asked::Nothing => convert::no_limit(),
-                Asked::Unlimited => convert::unlimited(),
+                Asked::Unlimited { .. } => convert::unlimited(),
                 Asked::Charges { of, .. } => {
                     // The one that denied, or else the one with the least left.
                     let shown = plan.charged(of, decision).reduce(|shown, other| {
@@ -262,7 +280,7 @@ impl Service {
             })
             .collect();
         let code = if decision.denied { Code::OverLimit } else { Code::Ok };
-        let with_metadata = self.options.dynamic_metadata && plan.is_known_domain;
+        let with_metadata = self.options.dynamic_metadata && plan.domain.is_some();
         let dynamic_metadata = with_metadata.then(|| {
             let passed = asked.iter().zip(&statuses).filter(|(_, status)| status.code == i32::from(Code::Ok));
             let metadata = passed.filter_map(|(asked, _)| match asked {

@@ -85,6 +85,10 @@ pub struct Settings {
           default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub dynamic_metadata: bool,
 
+    /// Share of a limit from which on metrics count what is admitted as near the limit
+    #[arg(long, env = "WEIR_NEAR_LIMIT", value_name = "SHARE", default_value = "0.8", value_parser = share)]
+    pub near_limit: f64,
+
     /// Longest time to finish calls in after SIGTERM
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = humantime::parse_duration)]
@@ -107,6 +111,12 @@ fn poll(text: &str) -> Result<Duration, String> {
     let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let sensible = Duration::from_millis(100)..=Duration::from_secs(10);
     if sensible.contains(&pause) { Ok(pause) } else { Err("write a duration from 100ms to 10s".into()) }
+}
+
+/// A part of a whole.
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "write a number such as 0.8".to_owned())?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("write a number from 0 to 1".into()) }
 }
 
 /// How many descriptors a request may have: each may be a bucket, and a script reads all of them at once.

@@ -1,35 +1,43 @@
-//! Logs, written to standard error.
+//! What weir tells of itself: metrics and logs.
+//!
+//! The hot path counts in atomics that nobody waits for ([`tally`] for rules, [`metrics`] for the rest), and everything
+//! else is done when somebody asks: figures are collected, and written as Prometheus's text.
 
-use std::io::{IsTerminal as _, stderr};
+use std::sync::Arc;
 
-use tracing_subscriber::EnvFilter;
+use crate::service::CurrentRules;
 
-/// A log filter that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("--log {filter}: {reason}; write a level such as info, or info,weir::rules=debug")]
-pub struct BadFilter {
-    filter: String,
-    reason: String,
+pub mod collection;
+pub mod instrument;
+pub mod logs;
+pub mod metrics;
+mod process;
+pub mod prometheus;
+pub mod tally;
+
+pub use metrics::Metrics;
+use prometheus::Format;
+
+/// What weir tells of itself.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    metrics: Arc<Metrics>,
 }
 
-/// Starts logging what `filter` lets through. Does nothing if the process logs already, as in tests.
-///
-/// # Errors
-/// When the filter cannot be read.
-pub fn start(filter: &str) -> Result<(), BadFilter> {
-    let bad = |reason: String| BadFilter { filter: filter.to_owned(), reason };
-    // A bare word would be taken for the name of a module, and a misspelt level would silence everything.
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let odd = |part: &&str| !part.contains('=') && !LEVELS.contains(&part.to_lowercase().as_str());
-    if let Some(part) = filter.split(',').map(str::trim).find(odd) {
-        return Err(bad(format!("`{part}` is no level")));
+impl Telemetry {
+    /// Tells what is recorded in `metrics`, and what the rules in force count.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, rules: CurrentRules) -> Self {
+        metrics.observe(move |to| collection::collect_rules(rules.load().as_deref(), to));
+        Self { metrics }
     }
-    let filter = EnvFilter::builder().parse(filter).map_err(|error| bad(error.to_string()))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr);
-    // An error means that somebody has started logging before.
-    _ = logs.try_init();
-    Ok(())
+
+    /// All figures, in the format that an `Accept` header asks for, and its `Content-Type`.
+    ///
+    /// Takes a while of many rules: not for a thread that answers calls.
+    #[must_use]
+    pub fn render(&self, accept: Option<&str>) -> (&'static str, String) {
+        let format = Format::accepted(accept);
+        (format.content_type(), prometheus::text(&self.metrics.collect(), format))
+    }
 }

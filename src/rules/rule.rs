@@ -1,5 +1,6 @@
 //! A rule as it is looked up: what it limits, and what else it says of the descriptors that it matches.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -9,6 +10,7 @@ use super::problem::Place;
 use super::yaml::Any;
 use crate::bucket::{Hits, Limit};
 use crate::decision::{Mode, OnRedisFailure, RuleId};
+use crate::telemetry::tally::Tally;
 
 /// Where a rule is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub struct RuleLimit {
     pub limit_id: Box<str>,
     /// Names of limits that do not apply where this one does.
     pub replaces: Box<[Box<str>]>,
+    /// Counts what it decides.
+    pub tally: Tally,
 }
 
 /// What a limit admits.
@@ -95,6 +99,23 @@ impl Allowance {
 }
 
 impl Rule {
+    /// What metrics call one of its limits: by its name, or else by each level's key and value, as in
+    /// `user_id.path_/login*`, and by its unit if it is one of several. Limits of a `domain` that share a name are one
+    /// to them.
+    #[must_use]
+    pub fn metric_name<'r>(&'r self, limit: &'r RuleLimit, domain: &str) -> Cow<'r, str> {
+        if !limit.name.is_empty() {
+            return Cow::Borrowed(&limit.name);
+        }
+        let path = self.label.strip_prefix(domain).and_then(|rest| rest.strip_prefix('.'));
+        let path = path.unwrap_or(&self.label);
+        if self.limits.len() > 1 {
+            Cow::Owned(format!("{path}:{}", limit.limit_id))
+        } else {
+            Cow::Borrowed(path)
+        }
+    }
+
     /// What so many hits take from a bucket.
     #[must_use]
     pub fn cost_of(&self, hits: Hits) -> Hits {

@@ -10,11 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use aho_corasick::AhoCorasick;
 use hashbrown::{Equivalent, HashMap};
 
 use super::rule::{Rule, Source};
+use crate::telemetry::instrument::Counter;
+use crate::telemetry::tally::Tally;
 
 /// One entry of a request's descriptor. Bytes, for that is what a header holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,10 @@ pub struct Entry<'a> {
 #[derive(Debug, Default)]
 pub struct Domain {
     pub(super) root: Branch,
+    /// Counts descriptors that meet no limit.
+    pub unmatched: Arc<Counter>,
+    /// Counts what limits decide that requests bring along.
+    pub overrides: Tally,
 }
 
 /// Rules on one level, by entry key.
@@ -88,7 +95,7 @@ impl Domain {
 
 impl Domain {
     /// All rules.
-    pub(super) fn rules(&self) -> impl Iterator<Item = &Rule> {
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.root.nodes().filter_map(|node| node.rule.as_ref())
     }
 }

@@ -63,12 +63,17 @@ fn with_options(set: impl FnOnce(&mut Options)) -> Fixture {
     let clock = Clock::manual(NOW);
     let rules = RuleSet::from_texts([("test.yaml", RULES)], NOW).unwrap();
     let store = LocalStore::new(NonZeroUsize::new(10_000).unwrap(), clock.clone());
-    let mut options =
-        Options { max_descriptors: 64, shadow_mode: false, quota_mode: false, dynamic_metadata: false };
+    let mut options = Options {
+        max_descriptors: 64,
+        shadow_mode: false,
+        quota_mode: false,
+        dynamic_metadata: false,
+        near_limit: 0.8,
+    };
     set(&mut options);
     let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(rules));
     let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
-    Fixture { service: Service::new(rules, limiter, options), clock }
+    Fixture { service: Service::new(rules, limiter, options, Arc::default()), clock }
 }
 
 fn descriptor(key: &str, value: &str) -> RateLimitDescriptor {

@@ -94,3 +94,20 @@ fn every_flag_of_serve_is_in_the_manual_with_its_variable_and_default() {
     }
     assert!(flags >= 10, "{flags}");
 }
+
+/// The instruments of the code, as the manual tells them.
+#[test]
+fn the_manual_has_every_metric_with_its_labels_and_no_other() {
+    let manual = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let told: Vec<&str> = manual.lines().filter(|line| line.starts_with("| `weir_")).collect();
+    let is: Vec<String> = weir::telemetry::metrics::ALL
+        .iter()
+        .map(|instrument| {
+            let labels: Vec<String> = instrument.labels.iter().map(|label| format!("`{label}`")).collect();
+            let (name, kind) =
+                (instrument.prometheus_name(), format!("{:?}", instrument.kind).to_lowercase());
+            format!("| `{name}` | {kind} | {} | {} |", labels.join(", "), instrument.help)
+        })
+        .collect();
+    assert_eq!(told, is, "the manual's table should be:\n{}", is.join("\n"));
+}

@@ -74,6 +74,7 @@ impl Scope<'_> {
             name: name.into(),
             limit_id,
             replaces,
+            tally: Default::default(),
         })
     }
 

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use crate::bucket::{Bucket, Hits, Limit, Outcome};
 use crate::clock::Micros;
-use crate::decision::{BucketKey, Charge, Decision, Mode, Verdict, decide, decide_one};
+use crate::decision::{BucketKey, Charge, Decision, Mode, Source, Verdict, decide, decide_one};
 
 /// What runs in Redis.
 pub(super) const DECIDE: &str = include_str!("decide.lua");
@@ -205,7 +205,7 @@ fn admitted(request: &Request, buckets: &[Bucket], now: Micros) -> Decision {
     let verdict = |(charge, place): &(Charge, usize)| {
         let bucket = buckets.get(*place).copied().unwrap_or(Bucket::FULL);
         let (remaining, full_in) = (bucket.remaining(&charge.limit, now), bucket.full_in(&charge.limit, now));
-        Verdict { outcome: Outcome::Fits, remaining, full_in }
+        Verdict { outcome: Outcome::Fits, remaining, full_in, source: Source::Local }
     };
     Decision { denied: false, verdicts: request.iter().map(verdict).collect() }
 }

@@ -29,6 +29,7 @@ pub(crate) fn settings(rules: &Path) -> Settings {
         shadow_mode: false,
         quota_mode: false,
         dynamic_metadata: false,
+        near_limit: 0.8,
         drain_timeout: Duration::from_secs(5),
         log: "info".into(),
     }

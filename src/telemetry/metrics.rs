@@ -1,0 +1,505 @@
+//! Every instrument, named once, and what is recorded with those that belong to no rule.
+//!
+//! Instruments are named as OpenTelemetry has it, with dots and a unit; Prometheus's name follows from that by
+//! OpenTelemetry's own rules ([`Instrument::prometheus_name`]), so that a series is called the same whether it was
+//! scraped here or pushed and translated elsewhere. What is counted by rule lives in the rules: see
+//! [`tally`](super::tally).
+//!
+//! Labels are names from the configuration: of a domain, a rule, a store, a listener. Never a value from a request,
+//! unless a rule asks for it, and then so many at most: see [`detailed`](super::detailed).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use super::collection::Collection;
+use super::instrument::{COUNT, Counter, Gauge, Histogram, SECONDS};
+use crate::store::{Class, StoreError};
+
+/// What kind of figure an instrument tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One instrument: a family of series.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Instrument {
+    /// As OpenTelemetry names it: `weir.call.duration`.
+    pub name: &'static str,
+    /// What kind of figure it tells.
+    pub kind: Kind,
+    /// In the notation of UCUM: `s`, `By`; in braces, what is counted.
+    pub unit: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it tells, in a sentence.
+    pub help: &'static str,
+}
+
+impl Instrument {
+    /// As Prometheus names the family, without a counter's `_total`: `weir_call_duration_seconds`.
+    #[must_use]
+    pub fn family(&self) -> String {
+        let unit = match self.unit {
+            "s" => "_seconds",
+            "By" => "_bytes",
+            _ => "",
+        };
+        self.name.replace('.', "_") + unit
+    }
+
+    /// As Prometheus names it: `weir_calls_total`.
+    #[must_use]
+    pub fn prometheus_name(&self) -> String {
+        self.family() + if self.kind == Kind::Counter { "_total" } else { "" }
+    }
+}
+
+macro_rules! instruments {
+    ($($constant:ident: $kind:ident $name:literal $unit:literal [$($label:ident),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $constant: Instrument = Instrument {
+                name: $name,
+                kind: Kind::$kind,
+                unit: $unit,
+                labels: &[$(stringify!($label)),*],
+                help: $help,
+            };
+        )*
+
+        /// All instruments, in the order in which they are told.
+        pub const ALL: &[&Instrument] = &[$(&$constant),*];
+    };
+}
+
+instruments! {
+    CALLS: Counter "weir.calls" "{call}" [result]
+        "Calls answered: ok, over_limit, or the gRPC status of a call that was refused.";
+    CALL_DURATION: Histogram "weir.call.duration" "s" []
+        "Time from a decoded request to its response.";
+    UNKNOWN_DOMAIN: Counter "weir.calls.unknown_domain" "{call}" []
+        "Calls for a domain that has no rules; they are answered OK.";
+    DECISIONS: Counter "weir.decisions" "{decision}" [domain, rule, outcome, source]
+        "Charges decided by a rule's limit: ok, near_limit, warned, over_limit, shadowed (over, and denied nothing) or uncharged (another limit denied the request); by redis, local buckets or a remembered denial.";
+    HITS: Counter "weir.hits" "{hit}" [domain, rule, outcome]
+        "Hits that those charges asked for.";
+    UNMATCHED: Counter "weir.unmatched" "{descriptor}" [domain]
+        "Descriptors that meet no limit of their domain.";
+    REDIS_BATCH_DURATION: Histogram "weir.redis.batch.duration" "s" [store]
+        "Time of a batch's round trip to Redis.";
+    REDIS_BATCH_CALLS: Histogram "weir.redis.batch.calls" "{call}" [store]
+        "Calls that shared a round trip to Redis.";
+    REDIS_QUEUE: Gauge "weir.redis.queue.length" "{call}" [store]
+        "Calls that wait for a batch to Redis.";
+    REDIS_CONNECTIONS: Gauge "weir.redis.connections" "{connection}" [store]
+        "Connections to Redis that work, as far as is known.";
+    REDIS_ERRORS: Counter "weir.redis.errors" "{call}" [store, reason]
+        "Calls that Redis did not decide, by reason: late, queue_full, unreachable, loading, oom and so on.";
+    REDIS_DISAGREEMENTS: Counter "weir.redis.disagreements" "{call}" [store]
+        "Requests that the script in Redis and weir's own arithmetic decided differently; more than 0 is an error in weir.";
+    REDIS_EVICTS: Gauge "weir.redis.evicts" "" [store]
+        "1 if Redis's maxmemory-policy lets it forget buckets, else 0.";
+    BREAKER_STATE: Gauge "weir.breaker.state" "" [store, state]
+        "1 for the state that a store's breaker is in: closed, open or probing.";
+    BREAKER_CHANGES: Counter "weir.breaker.changes" "{change}" [store, state]
+        "Changes of a breaker, by the state that it changed to.";
+    LATE_SETTLED: Counter "weir.late.settled" "{reply}" [store, result]
+        "Replies of Redis that came after the call was answered, by what was done about them: dropped, refunded, charged or nothing.";
+    REFUNDS_FAILED: Counter "weir.refunds.failed" "{refund}" [store]
+        "Refunds that could not be made: what a denied request left charged.";
+    LOCAL_BUCKETS: Gauge "weir.local.buckets" "{bucket}" []
+        "Buckets in this process's memory.";
+    LOCAL_BUCKETS_LIMIT: Gauge "weir.local.buckets.limit" "{bucket}" []
+        "Buckets that may be in this process's memory.";
+    LOCAL_EVICTED: Counter "weir.local.buckets.evicted" "{bucket}" []
+        "Buckets that were forgotten before they were full again, for want of room.";
+    LOCAL_OVERFLOWED: Counter "weir.local.overflowed" "{charge}" []
+        "Charges to the bucket that a rule's newcomers share when there is no room.";
+    RULES_LOADED: Gauge "weir.rules.loaded" "" []
+        "1 if rules are in force, else 0.";
+    RULES_LIMITS: Gauge "weir.rules.limits" "{limit}" []
+        "Limits in force.";
+    RULES_FILES: Gauge "weir.rules.files" "{file}" []
+        "Files that they are from.";
+    CONNECTIONS: Gauge "weir.connections" "{connection}" [listener]
+        "Connections of clients.";
+    CONNECTIONS_ACCEPTED: Counter "weir.connections.accepted" "{connection}" [listener]
+        "Connections of clients that were accepted.";
+    PROCESS_CPU: Counter "weir.process.cpu" "s" []
+        "CPU time that the process has used.";
+    PROCESS_MEMORY: Gauge "weir.process.resident_memory" "By" []
+        "Memory that the process holds.";
+    PROCESS_FDS: Gauge "weir.process.open_fds" "{file}" []
+        "Files and connections that the process has open.";
+    PROCESS_MAX_FDS: Gauge "weir.process.max_fds" "{file}" []
+        "Files and connections that it may have open.";
+    PROCESS_START: Gauge "weir.process.start_time" "s" []
+        "When the process started, since the epoch.";
+    BUILD: Gauge "weir.build.info" "" [version]
+        "Always 1; which weir this is.";
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallResult {
+    /// Admitted.
+    Ok,
+    /// Denied.
+    OverLimit,
+    /// The request cannot be meant.
+    InvalidArgument,
+    /// There was nothing to decide it with.
+    Unavailable,
+}
+
+impl CallResult {
+    const ALL: [Self; 4] = [Self::Ok, Self::OverLimit, Self::InvalidArgument, Self::Unavailable];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::OverLimit => "over_limit",
+            Self::InvalidArgument => "invalid_argument",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// What is recorded of a process, but for what its rules count.
+pub struct Metrics {
+    calls: [Counter; CallResult::ALL.len()],
+    /// See [`CALL_DURATION`].
+    pub call_duration: Histogram,
+    /// See [`UNKNOWN_DOMAIN`].
+    pub unknown_domain: Counter,
+    stores: Named<StoreMetrics>,
+    listeners: Named<ListenerMetrics>,
+    observers: RwLock<Vec<Observer>>,
+}
+
+/// Tells figures that their owner keeps, when somebody asks for them.
+type Observer = Box<dyn Fn(&mut Collection) + Send + Sync>;
+
+/// Things that the configuration names, each made when it is first asked for.
+type Named<T> = Mutex<BTreeMap<Box<str>, Arc<T>>>;
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            calls: Default::default(),
+            call_duration: Histogram::new(SECONDS),
+            unknown_domain: Counter::default(),
+            stores: Mutex::default(),
+            listeners: Mutex::default(),
+            observers: RwLock::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts a call that has ended.
+    #[inline]
+    pub fn called(&self, result: CallResult) {
+        if let Some(calls) = self.calls.get(result as usize) {
+            calls.increment();
+        }
+    }
+
+    /// What is recorded of the store of this name.
+    #[must_use]
+    pub fn store(&self, name: &str) -> Arc<StoreMetrics> {
+        named(&self.stores, name)
+    }
+
+    /// What is recorded of the listener of this name.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
+        named(&self.listeners, name)
+    }
+
+    /// Has `observer` asked for its figures whenever some are collected.
+    pub fn observe(&self, observer: impl Fn(&mut Collection) + Send + Sync + 'static) {
+        self.observers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(observer));
+    }
+
+    /// All figures as they are now.
+    #[must_use]
+    pub fn collect(&self) -> Collection {
+        let mut to = Collection::default();
+        to.number(&BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+        for (result, calls) in CallResult::ALL.iter().zip(&self.calls) {
+            to.count(&CALLS, &[result.label()], calls.value());
+        }
+        to.distribution(&CALL_DURATION, &[], self.call_duration.distribution());
+        to.count(&UNKNOWN_DOMAIN, &[], self.unknown_domain.value());
+        for (name, store) in all(&self.stores) {
+            store.collect(&name, &mut to);
+        }
+        for (name, listener) in all(&self.listeners) {
+            to.number(&CONNECTIONS, &[&name], float(listener.open.value()));
+            to.count(&CONNECTIONS_ACCEPTED, &[&name], listener.accepted.value());
+        }
+        super::process::collect(&mut to);
+        for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            observer(&mut to);
+        }
+        to
+    }
+}
+
+fn named<T: Default>(things: &Named<T>, name: &str) -> Arc<T> {
+    let mut things = things.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(things.entry(name.into()).or_default())
+}
+
+fn all<T>(things: &Named<T>) -> Vec<(Box<str>, Arc<T>)> {
+    let things = things.lock().unwrap_or_else(PoisonError::into_inner);
+    things.iter().map(|(name, thing)| (name.clone(), Arc::clone(thing))).collect()
+}
+
+/// What is recorded of a listener.
+#[derive(Debug, Default)]
+pub struct ListenerMetrics {
+    open: Arc<Gauge>,
+    accepted: Counter,
+}
+
+impl ListenerMetrics {
+    /// Counts a connection that has been accepted; it is open until what is returned is dropped.
+    #[must_use]
+    pub fn accepted(&self) -> super::instrument::OneMore {
+        self.accepted.increment();
+        Arc::clone(&self.open).one_more()
+    }
+}
+
+/// The state of a breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Calls go to the store.
+    #[default]
+    Closed,
+    /// None do.
+    Open,
+    /// One goes, to see.
+    Probing,
+}
+
+impl BreakerState {
+    const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::Probing];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::Probing => "probing",
+        }
+    }
+}
+
+/// What was done about a reply that came after its call was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Admitted by both: the local record was dropped.
+    Dropped,
+    /// Admitted by Redis, denied here: given back there.
+    Refunded,
+    /// Denied by Redis, admitted here: charged there as debt.
+    Charged,
+    /// Denied by both.
+    Nothing,
+}
+
+impl Settled {
+    const ALL: [Self; 4] = [Self::Dropped, Self::Refunded, Self::Charged, Self::Nothing];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Dropped => "dropped",
+            Self::Refunded => "refunded",
+            Self::Charged => "charged",
+            Self::Nothing => "nothing",
+        }
+    }
+}
+
+/// What is recorded of a store in Redis.
+#[derive(Debug)]
+pub struct StoreMetrics {
+    /// See [`REDIS_BATCH_DURATION`].
+    pub batch_duration: Histogram,
+    /// See [`REDIS_BATCH_CALLS`].
+    pub batch_calls: Histogram,
+    /// See [`REDIS_EVICTS`].
+    pub evicts: Gauge,
+    /// See [`REFUNDS_FAILED`].
+    pub refunds_failed: Counter,
+    /// By class.
+    errors: [Counter; Class::ALL.len()],
+    /// The place in [`BreakerState::ALL`]; a negative number is none, for a store without a breaker.
+    breaker: Gauge,
+    breaker_changes: [Counter; BreakerState::ALL.len()],
+    settled: [Counter; Settled::ALL.len()],
+}
+
+impl Default for StoreMetrics {
+    fn default() -> Self {
+        let breaker = Gauge::default();
+        breaker.set(-1);
+        Self {
+            batch_duration: Histogram::new(SECONDS),
+            batch_calls: Histogram::new(COUNT),
+            evicts: Gauge::default(),
+            refunds_failed: Counter::default(),
+            errors: Default::default(),
+            breaker,
+            breaker_changes: Default::default(),
+            settled: Default::default(),
+        }
+    }
+}
+
+impl StoreMetrics {
+    /// Counts a call that the store did not decide.
+    pub fn failed(&self, error: &StoreError) {
+        if let Some(errors) = self.errors.get(error.class() as usize) {
+            errors.increment();
+        }
+    }
+
+    /// The breaker is in this state now. A change of it is counted, its first state is not.
+    pub fn breaker_is(&self, state: BreakerState) {
+        let place = state as i64;
+        let before = self.breaker.value();
+        self.breaker.set(place);
+        if before >= 0
+            && before != place
+            && let Some(changes) = self.breaker_changes.get(state as usize)
+        {
+            changes.increment();
+        }
+    }
+
+    /// Counts a reply that came too late.
+    pub fn settled(&self, how: Settled) {
+        if let Some(settled) = self.settled.get(how as usize) {
+            settled.increment();
+        }
+    }
+
+    fn collect(&self, name: &str, to: &mut Collection) {
+        to.distribution(&REDIS_BATCH_DURATION, &[name], self.batch_duration.distribution());
+        to.distribution(&REDIS_BATCH_CALLS, &[name], self.batch_calls.distribution());
+        to.number(&REDIS_EVICTS, &[name], float(self.evicts.value()));
+        to.count(&REFUNDS_FAILED, &[name], self.refunds_failed.value());
+        for (class, errors) in Class::ALL.into_iter().zip(&self.errors) {
+            to.count(&REDIS_ERRORS, &[name, class.name()], errors.value());
+        }
+        let breaker = self.breaker.value();
+        if breaker >= 0 {
+            for (state, changes) in BreakerState::ALL.into_iter().zip(&self.breaker_changes) {
+                let is_it = state as i64 == breaker;
+                to.number(&BREAKER_STATE, &[name, state.label()], f64::from(u8::from(is_it)));
+                to.count(&BREAKER_CHANGES, &[name, state.label()], changes.value());
+            }
+        }
+        for (how, settled) in Settled::ALL.into_iter().zip(&self.settled) {
+            to.count(&LATE_SETTLED, &[name, how.label()], settled.value());
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+fn float(value: i64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_of_opentelemetry_and_prometheus() {
+        let mut names = BTreeSet::new();
+        for instrument in ALL {
+            let is_name = |text: &str| {
+                text.starts_with(|c: char| c.is_ascii_lowercase())
+                    && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            };
+            assert!(instrument.name.starts_with("weir."), "{}", instrument.name);
+            assert!(instrument.name.split('.').all(is_name), "{}", instrument.name);
+            assert!(instrument.labels.iter().copied().all(is_name), "{}", instrument.name);
+            assert!(!instrument.name.ends_with("total"), "{}: told by its kind", instrument.name);
+            assert!(!instrument.name.contains("seconds"), "{}: told by its unit", instrument.name);
+            assert!(instrument.help.ends_with('.'), "{}", instrument.help);
+            let is_unit = ["", "s", "By"].contains(&instrument.unit) || instrument.unit.starts_with('{');
+            assert!(is_unit, "{}", instrument.unit);
+            assert!(names.insert(instrument.prometheus_name()), "{} twice", instrument.name);
+        }
+        assert_eq!(CALLS.prometheus_name(), "weir_calls_total");
+        assert_eq!(CALL_DURATION.prometheus_name(), "weir_call_duration_seconds");
+        assert_eq!(PROCESS_CPU.prometheus_name(), "weir_process_cpu_seconds_total");
+        assert_eq!(PROCESS_MEMORY.prometheus_name(), "weir_process_resident_memory_bytes");
+    }
+
+    #[test]
+    fn a_breaker_counts_its_changes_and_tells_one_state() {
+        let metrics = Metrics::default();
+        let store = metrics.store("default");
+        let states = |metrics: &Metrics| metrics.collect().find(&BREAKER_STATE, &["default", "open"]);
+        assert_eq!(states(&metrics), None, "a store without a breaker says nothing of it");
+        for state in [BreakerState::Closed, BreakerState::Open, BreakerState::Open, BreakerState::Probing] {
+            store.breaker_is(state);
+        }
+        let told = metrics.collect();
+        for (state, is, changes) in [("closed", 0.0, 0.0), ("open", 0.0, 1.0), ("probing", 1.0, 1.0)] {
+            assert_eq!(told.find(&BREAKER_STATE, &["default", state]), Some(is));
+            assert_eq!(told.find(&BREAKER_CHANGES, &["default", state]), Some(changes));
+        }
+    }
+
+    #[test]
+    fn calls_errors_and_settlements_are_told_by_kind() {
+        let metrics = Metrics::default();
+        metrics.called(CallResult::OverLimit);
+        let store = metrics.store("default");
+        store.failed(&StoreError::Refused { class: Class::OutOfMemory, said: "OOM".into() });
+        store.settled(Settled::Charged);
+        let told = metrics.collect();
+        assert_eq!(told.find(&CALLS, &["over_limit"]), Some(1.0));
+        assert_eq!(told.find(&CALLS, &["ok"]), Some(0.0));
+        assert_eq!(told.find(&REDIS_ERRORS, &["default", "oom"]), Some(1.0));
+        assert_eq!(told.find(&LATE_SETTLED, &["default", "charged"]), Some(1.0));
+    }
+
+    #[test]
+    fn every_class_of_error_has_a_counter_of_its_own() {
+        for (place, class) in Class::ALL.into_iter().enumerate() {
+            assert_eq!(class as usize, place, "{class}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_counted_while_it_is_open() {
+        let metrics = Metrics::default();
+        let connection = metrics.listener("grpc").accepted();
+        assert_eq!(metrics.collect().find(&CONNECTIONS, &["grpc"]), Some(1.0));
+        drop(connection);
+        assert_eq!(metrics.collect().find(&CONNECTIONS, &["grpc"]), Some(0.0));
+        assert_eq!(metrics.collect().find(&CONNECTIONS_ACCEPTED, &["grpc"]), Some(1.0));
+    }
+}
