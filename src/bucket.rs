@@ -1,10 +1,23 @@
-//! Token-bucket arithmetic: pure functions of (state, limit, hits, now).
+//! The arithmetic of limits: pure functions of (state, limit, hits, now).
 //!
-//! A bucket is kept as what is *used* of it: `available = burst − max(0, used − rate × (now − at))`. That says the same
-//! as the textbook's rising level, and is the better thing to keep: a change of limit keeps what was used without
-//! knowing the old burst, and a bucket that is full again needs no state at all, so it may be forgotten at any time.
+//! A bucket is kept as what is *used* of it. Of a token bucket, `available = burst − max(0, used − rate × (now − at))`.
+//! That says the same as the textbook's rising level, and is the better thing to keep: a change of limit keeps what was
+//! used without knowing the old burst, and a bucket that is full again needs no state at all, so it may be forgotten at
+//! any time. Of windows, what is used is counted by stretches of time (`windows.rs`).
 //!
-//! Nothing here reads a clock, locks or allocates. Moments are microseconds since the epoch, amounts are tokens as
+//! # More than there is
+//!
+//! Some charges *land* whatever is left, because what they count has already happened. A bucket may then hold more than
+//! its burst, which is a debt: it is paid before anything is admitted again, and is bounded by [`Limit::most`]. Nothing
+//! else makes a debt, and a limit that changes forgives it: what is used of the old one is never above the new burst.
+//!
+//! # Changes
+//!
+//! A bucket says itself how what it holds comes back, so it can be read under any limit. Another rate holds from when
+//! the limit changed ([`Limit::since`]); of another algorithm or another window, what the current unit has used by then
+//! is what is used from then on.
+//!
+//! Nothing here reads a clock or locks, and only windows allocate. Moments are microseconds since the epoch, amounts are tokens as
 //! IEEE doubles: Redis's Lua computes in doubles too, and a twin of these expressions must come to the same bits.
 //!
 //! ```
@@ -25,84 +38,28 @@
 //! assert_eq!(bucket.take(&limit, Hits::Take(1), now + 1_000_000), Outcome::Fits);
 //! ```
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU64;
 
 use crate::clock::Micros;
+
+mod calendar;
+mod limit;
+mod record;
+mod share;
+mod windows;
+
+pub use limit::{Algorithm, Calendar, Limit, MAX_DEBT};
+pub use share::Corrections;
+
+use windows::Windows;
 
 /// The last moment that is told as one: 2⁵³ µs, in the year 2255. What lies beyond is told as this.
 ///
 /// Up to here a moment is exact as a double.
 pub const HORIZON: Micros = 1 << 53;
 
-/// How fast a bucket refills and how much it holds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {
-    /// Tokens per microsecond.
-    rate: f64,
-    /// Tokens a full bucket holds; 0 only where nothing is ever admitted.
-    burst: f64,
-    /// The window that the rate was written in, in microseconds.
-    window: Micros,
-    /// When this limit took the place of another one; see [`Limit::since`].
-    since: Micros,
-}
-
-impl Limit {
-    /// `requests` every `window` microseconds, all of which may come at once.
-    #[must_use]
-    pub fn new(requests: NonZeroU32, window: NonZeroU64) -> Self {
-        let requests = f64::from(requests.get());
-        Self { rate: requests / tokens(window.get()), burst: requests, window: window.get(), since: 0 }
-    }
-
-    /// A limit that admits nothing: `requests_per_unit: 0`.
-    #[must_use]
-    pub fn blocked(window: NonZeroU64) -> Self {
-        Self { rate: 0.0, burst: 0.0, window: window.get(), since: 0 }
-    }
-
-    /// The same rate with room for `burst` tokens at once. A limit that admits nothing stays as it is.
-    #[must_use]
-    pub fn with_burst(self, burst: NonZeroU32) -> Self {
-        if self.rate == 0.0 { self } else { Self { burst: f64::from(burst.get()), ..self } }
-    }
-
-    /// The same limit, in force since `moment`.
-    ///
-    /// A bucket that was last written under another rate drains at that one until `moment` and at this one after.
-    /// For a limit that comes with each request, the moment is the request's own: pass [`Micros::MAX`].
-    #[must_use]
-    pub fn since(self, moment: Micros) -> Self {
-        Self { since: moment, ..self }
-    }
-
-    /// The moment that this limit is in force since; see [`Limit::since`].
-    #[must_use]
-    pub fn in_force_since(&self) -> Micros {
-        self.since
-    }
-
-    /// Tokens that a full bucket holds.
-    #[must_use]
-    pub fn burst(&self) -> f64 {
-        self.burst
-    }
-
-    /// Tokens that flow back each microsecond.
-    #[must_use]
-    pub fn rate(&self) -> f64 {
-        self.rate
-    }
-
-    /// The window that the rate was written in, in microseconds.
-    #[must_use]
-    pub fn window(&self) -> Micros {
-        self.window
-    }
-}
-
 /// What a request wants of a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Hits {
     /// Takes so many tokens, or none of them.
     Take(u64),
@@ -110,6 +67,50 @@ pub enum Hits {
     Peek,
     /// Gives tokens back, up to a full bucket. Never over.
     GiveBack(u64),
+    /// Gives tokens back that were taken at the moment `taken`: of windows only as long as they would still count there.
+    /// Never over.
+    Refund {
+        /// How many.
+        tokens: u64,
+        /// When they were taken, as the store tells time.
+        taken: Micros,
+    },
+    /// Takes so many tokens, as debt if need be. Over when not one whole token was left before.
+    Overdraft(u64),
+    /// Counts tokens that were taken elsewhere, as debt if need be; or given back elsewhere, if they are less than none.
+    /// Never over.
+    Add {
+        /// How many.
+        tokens: f64,
+        /// When: of windows they land in the counter of this moment, or nowhere when that does not count any more.
+        at: Micros,
+    },
+    /// Sees to it that at least so many tokens are in use; of windows, in the counter of the moment `at`. Any number of
+    /// these come to the same in any order. Never over.
+    Raise {
+        /// How many.
+        tokens: f64,
+        /// When.
+        at: Micros,
+    },
+}
+
+impl Hits {
+    /// Whether they have their effect also when their request is denied: what they count has happened.
+    #[must_use]
+    pub fn land_anyway(&self) -> bool {
+        !matches!(self, Self::Take(_) | Self::Peek)
+    }
+
+    /// Whether there may be more left after them than before.
+    #[must_use]
+    pub fn give_back(&self) -> bool {
+        match self {
+            Self::GiveBack(_) | Self::Refund { .. } => true,
+            Self::Add { tokens, .. } => *tokens < 0.0,
+            Self::Take(_) | Self::Peek | Self::Overdraft(_) | Self::Raise { .. } => false,
+        }
+    }
 }
 
 /// Whether hits fit.
@@ -117,7 +118,7 @@ pub enum Hits {
 pub enum Outcome {
     /// There is room.
     Fits,
-    /// There is not; the bucket is as it was.
+    /// There is not; the bucket is as it was, unless they [land anyway](Hits::land_anyway).
     Over(Retry),
 }
 
@@ -130,34 +131,45 @@ pub enum Retry {
     Never,
 }
 
-/// What is kept of one bucket.
+/// What is kept of one bucket: 32 bytes, and of windows a box.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket(State);
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Tokens(Tokens),
+    Windows(Box<Windows>),
+}
+
+const _: () = assert!(size_of::<Bucket>() == 32, "ten million of them are kept in memory");
+
+/// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Bucket {
+struct Tokens {
     /// Tokens in use at `at`.
     used: f64,
-    /// The moment that `used` was true at.
-    at: Micros,
+    /// The moment that `used` was true at. Never 0, by which the two kinds of state are told apart without more room.
+    at: NonZeroU64,
     /// Tokens per microsecond that flowed back when this was written.
     rate: f64,
+    /// Tokens that a full bucket held when this was written; infinite when nobody knows, who then owes nothing either.
+    burst: f64,
 }
 
 impl Bucket {
     /// A bucket that nobody has taken from; equal to one that is not there.
-    pub const FULL: Self = Self { used: 0.0, at: 0, rate: 0.0 };
+    pub const FULL: Self =
+        Self(State::Tokens(Tokens { used: 0.0, at: NonZeroU64::MIN, rate: 0.0, burst: f64::INFINITY }));
 
-    /// A bucket with `used` tokens in use at `at`, written under `rate` tokens per microsecond.
+    /// A bucket of `limit` with `used` tokens in use at `at`.
     #[must_use]
-    pub fn from_parts(used: f64, at: Micros, rate: f64) -> Self {
-        Self { used, at, rate }
+    pub fn with_used(limit: &Limit, used: f64, at: Micros) -> Self {
+        let mut bucket = Self::FULL;
+        bucket.add(limit, used, 0.0, at);
+        bucket
     }
 
-    /// Tokens in use, the moment that this was true at, and tokens per microsecond that it was written under.
-    #[must_use]
-    pub fn parts(&self) -> (f64, Micros, f64) {
-        (self.used, self.at, self.rate)
-    }
-
-    /// Takes `hits` if they fit, gives them back, or looks.
+    /// Takes `hits` if they fit, or does what else they say.
     ///
     /// When they do not fit nothing is taken, and the bucket is [settled](Self::settle), so that the promise holds.
     #[must_use = "whether the hits fit is the answer"]
@@ -166,32 +178,110 @@ impl Bucket {
         let need = match hits {
             Hits::Take(hits) => tokens(hits),
             Hits::Peek => 1.0,
-            Hits::GiveBack(hits) => {
-                *self = Self { used: (used - tokens(hits)).max(0.0), at: now, rate: limit.rate };
+            Hits::Overdraft(hits) => {
+                self.add(limit, used, room_for(limit, used, tokens(hits)), now);
+                if used + 1.0 <= limit.burst() {
+                    return Outcome::Fits;
+                }
+                return self.over(limit, 1.0, now);
+            }
+            _ => {
+                self.correct(limit, used, hits, now);
                 return Outcome::Fits;
             }
         };
-        if used + need <= limit.burst {
-            if hits != Hits::Peek {
-                *self = Self { used: used + need, at: now, rate: limit.rate };
+        if used + need <= limit.burst() {
+            if let Hits::Take(_) = hits {
+                self.add(limit, used, need, now);
             }
             return Outcome::Fits;
         }
-        self.settle(limit, now);
-        if need > limit.burst {
-            return Outcome::Over(Retry::Never);
+        if need > limit.burst() && need <= limit.largest() && used == 0.0 {
+            self.add(limit, used, need, now);
+            return Outcome::Fits;
         }
-        let estimate = now.saturating_add(micros((used + need - limit.burst) / limit.rate));
-        let fits = first_moment(now, estimate, |then| self.used_at(limit, then) + need <= limit.burst);
-        Outcome::Over(Retry::In(fits - now))
+        self.settle(limit, now);
+        self.over(limit, need, now)
     }
 
-    /// Writes down what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank.
+    /// What is answered to hits that do not fit by `need` tokens, on a bucket that is settled.
+    fn over(&self, limit: &Limit, need: f64, now: Micros) -> Outcome {
+        if need > limit.largest() {
+            return Outcome::Over(Retry::Never);
+        }
+        let fits = |used: f64| used + need <= limit.burst() || used == 0.0;
+        let fits = match &self.0 {
+            State::Windows(windows) => windows.first_moment(now, fits),
+            State::Tokens(_) => {
+                let missing = self.used_at(limit, now) - (limit.burst() - need).max(0.0);
+                let estimate = now.saturating_add(micros(missing / limit.rate()));
+                first_moment(now, estimate, |then| fits(self.used_at(limit, then)))
+            }
+        };
+        Outcome::Over(Retry::In(fits.saturating_sub(now)))
+    }
+
+    /// Takes `tokens` more than are in use.
+    fn add(&mut self, limit: &Limit, used: f64, tokens: f64, now: Micros) {
+        match self.windows(limit, used, now) {
+            None => self.write(limit, used + tokens, now),
+            Some(windows) => {
+                if let Some(newest) = windows.counts.first_mut() {
+                    *newest += tokens;
+                }
+            }
+        }
+    }
+
+    /// Does what hits say that are neither taken nor refused.
+    fn correct(&mut self, limit: &Limit, used: f64, hits: Hits, now: Micros) {
+        let Some(windows) = self.windows(limit, used, now) else {
+            let used = match hits {
+                Hits::GiveBack(hits) | Hits::Refund { tokens: hits, .. } => (used - tokens(hits)).max(0.0),
+                Hits::Add { tokens, .. } if tokens < 0.0 => (used + tokens).max(0.0),
+                Hits::Add { tokens, .. } => used + room_for(limit, used, tokens),
+                Hits::Raise { tokens, .. } if tokens.min(limit.most()) > used => tokens.min(limit.most()),
+                Hits::Raise { .. } | Hits::Take(_) | Hits::Peek | Hits::Overdraft(_) => return,
+            };
+            return self.write(limit, used, now);
+        };
+        match hits {
+            Hits::GiveBack(hits) => windows.lower(tokens(hits)),
+            Hits::Refund { tokens: hits, taken: at } => {
+                if let Some(count) = windows.counter_of(at) {
+                    *count = (*count - tokens(hits)).max(0.0);
+                }
+            }
+            Hits::Add { tokens, at } => {
+                if let Some(count) = windows.counter_of(at) {
+                    let more = if tokens < 0.0 { tokens } else { room_for(limit, used, tokens) };
+                    *count = (*count + more).max(0.0);
+                }
+            }
+            Hits::Raise { tokens, at } => {
+                if let Some(count) = windows.counter_of(at) {
+                    *count = count.max(tokens.min(*count + (limit.most() - used).max(0.0)));
+                }
+            }
+            Hits::Take(_) | Hits::Peek | Hits::Overdraft(_) => {}
+        }
+    }
+
+    /// Writes down what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank, or
+    /// another algorithm.
     pub fn settle(&mut self, limit: &Limit, now: Micros) {
-        let stale = now < self.at || self.rate != limit.rate || self.used > limit.burst;
+        let stale = match (&self.0, limit.algorithm()) {
+            (State::Tokens(state), Algorithm::TokenBucket) => {
+                now < state.at.get() || state.rate != limit.rate() || state.used > state.most(limit)
+            }
+            (State::Windows(windows), Algorithm::FixedWindow(_) | Algorithm::SlidingWindow) => {
+                now < windows.start || windows.is_foreign_to(limit, now)
+            }
+            _ => true,
+        };
         let used = self.used_at(limit, now);
         if stale && used > 0.0 {
-            *self = Self { used, at: now, rate: limit.rate };
+            self.add(limit, used, 0.0, now);
         }
     }
 
@@ -203,7 +293,7 @@ impl Bucket {
         reason = "between 0 and the burst, a u32"
     )]
     pub fn remaining(&self, limit: &Limit, now: Micros) -> u32 {
-        (limit.burst - self.used_at(limit, now)).max(0.0) as u32
+        (limit.burst() - self.used_at(limit, now)).max(0.0) as u32
     }
 
     /// Microseconds until the bucket is full, if nobody else came.
@@ -213,35 +303,115 @@ impl Bucket {
         if used == 0.0 {
             return 0;
         }
-        let estimate = now.saturating_add(micros(used / limit.rate));
+        match &self.0 {
+            State::Windows(windows) if now >= windows.start && !windows.is_foreign_to(limit, now) => {
+                return windows.empty_at().saturating_sub(now);
+            }
+            State::Tokens(_) if limit.algorithm() == Algorithm::TokenBucket => {}
+            _ => {
+                let mut settled = self.clone();
+                settled.add(limit, used, 0.0, now);
+                return settled.full_in(limit, now);
+            }
+        }
+        let estimate = now.saturating_add(micros(used / limit.rate()));
         first_moment(now, estimate, |then| self.used_at(limit, then) == 0.0) - now
     }
 
-    /// About when the bucket is full, at the rate that it was written under. A full bucket may be forgotten.
+    /// About when the bucket is full, by what it was written under. A full bucket may be forgotten.
     #[must_use]
     pub fn full_at(&self) -> Micros {
-        if self.used == 0.0 { 0 } else { self.at.saturating_add(micros(self.used / self.rate)).min(HORIZON) }
+        match &self.0 {
+            State::Windows(windows) => windows.empty_at(),
+            State::Tokens(state) => state.drained_by(state.used),
+        }
     }
 
-    /// About when a bucket of `burst` tokens has a whole one left, at the rate that it was written under.
+    /// About when the bucket has a whole token left, by what it was written under.
     #[must_use]
-    pub fn token_at(&self, burst: f64) -> Micros {
-        let excess = self.used + 1.0 - burst;
-        if excess <= 0.0 { 0 } else { self.at.saturating_add(micros(excess / self.rate)).min(HORIZON) }
+    pub fn token_at(&self) -> Micros {
+        match &self.0 {
+            State::Windows(windows) => windows.falls_to(windows.burst - 1.0),
+            State::Tokens(state) => state.drained_by(state.used + 1.0 - state.burst),
+        }
     }
 
+    /// Notes how much the bucket holds under `limit`, for [`Bucket::token_at`].
+    pub fn seen_under(&mut self, limit: &Limit) {
+        match &mut self.0 {
+            State::Windows(windows) => windows.burst = limit.burst(),
+            // What is above the burst is a debt under the burst that it was made under, and is none under another one.
+            State::Tokens(state) if state.used <= limit.burst() => state.burst = limit.burst(),
+            State::Tokens(_) => {}
+        }
+    }
+
+    /// Tokens in use at `now` under `limit`.
+    #[inline]
+    fn used_at(&self, limit: &Limit, now: Micros) -> f64 {
+        match (&self.0, limit.algorithm()) {
+            (State::Tokens(state), Algorithm::TokenBucket) => state.used_at(limit, now),
+            (State::Tokens(state), _) => {
+                let at = state.at.get();
+                if now <= at { state.used } else { (state.used - state.rate * tokens(now - at)).max(0.0) }
+            }
+            (State::Windows(windows), Algorithm::TokenBucket) => windows.used_at(now).min(limit.burst()),
+            (State::Windows(windows), _) => windows.used_at(now),
+        }
+    }
+
+    /// The counters of a limit of windows at `now`, when so many tokens are in use; none of a token bucket.
+    fn windows(&mut self, limit: &Limit, used: f64, now: Micros) -> Option<&mut Windows> {
+        if limit.algorithm() == Algorithm::TokenBucket {
+            return None;
+        }
+        match &mut self.0 {
+            State::Windows(windows) => windows.turn(limit, now),
+            state @ State::Tokens(_) => *state = State::Windows(Box::new(Windows::begin(limit, used, now))),
+        }
+        match &mut self.0 {
+            State::Windows(windows) => Some(windows),
+            State::Tokens(_) => None,
+        }
+    }
+
+    /// Begins a token bucket with so many tokens in use.
+    fn write(&mut self, limit: &Limit, used: f64, now: Micros) {
+        let at = NonZeroU64::new(now).unwrap_or(NonZeroU64::MIN);
+        self.0 = State::Tokens(Tokens { used, at, rate: limit.rate(), burst: limit.burst() });
+    }
+}
+
+impl Tokens {
     /// Tokens in use at `now`: at the old rate until the limit changed, then never above the new burst, at the new rate.
     ///
     /// Before `at` nothing drains: the clock has stepped back, and nobody can tell how far.
     #[inline]
     fn used_at(&self, limit: &Limit, now: Micros) -> f64 {
-        if now <= self.at {
-            return self.used.min(limit.burst);
+        let (at, most) = (self.at.get(), self.most(limit));
+        if now <= at {
+            return self.used.min(most);
         }
-        let change = limit.since.clamp(self.at, now);
-        let at_change = (self.used - self.rate * tokens(change - self.at)).max(0.0).min(limit.burst);
-        (at_change - limit.rate * tokens(now - change)).max(0.0)
+        let change = limit.in_force_since().clamp(at, now);
+        let at_change = (self.used - self.rate * tokens(change - at)).max(0.0).min(most);
+        (at_change - limit.rate() * tokens(now - change)).max(0.0)
     }
+
+    /// Tokens that may be in use: a debt is owed under the limit that it was made under.
+    #[inline]
+    fn most(&self, limit: &Limit) -> f64 {
+        if self.burst == limit.burst() && self.rate == limit.rate() { limit.most() } else { limit.burst() }
+    }
+
+    /// About when so many tokens have flowed back; 0 if they always had.
+    fn drained_by(&self, tokens: f64) -> Micros {
+        if tokens <= 0.0 { 0 } else { self.at.get().saturating_add(micros(tokens / self.rate)).min(HORIZON) }
+    }
+}
+
+/// As many of `tokens` as there is room for, debt included.
+fn room_for(limit: &Limit, used: f64, tokens: f64) -> f64 {
+    tokens.min((limit.most() - used).max(0.0))
 }
 
 /// The first moment after `now`, and not past the horizon, at which `holds`.

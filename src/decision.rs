@@ -106,6 +106,8 @@ pub struct Verdict {
 pub struct Decision {
     /// Whether the request is denied.
     pub denied: bool,
+    /// When it was decided, as the store tells time: what is refunded later names this moment.
+    pub at: Micros,
     /// One verdict for each charge, in their order.
     pub verdicts: Verdicts,
 }
@@ -128,7 +130,7 @@ pub type Verdicts = SmallVec<[Verdict; 4]>;
 /// after the other. Afterwards the buckets are as the decision leaves them. A charge without a place, which a store
 /// never makes, is taken as one of an empty bucket: towards denying.
 pub fn decide(charges: &[Charge], places: &[usize], buckets: &mut [Bucket], now: Micros) -> Decision {
-    let before: SmallVec<[Bucket; 4]> = SmallVec::from_slice(buckets);
+    let before: SmallVec<[Bucket; 4]> = buckets.iter().cloned().collect();
     let mut verdicts: Verdicts = charges
         .iter()
         .zip(places)
@@ -145,13 +147,14 @@ pub fn decide(charges: &[Charge], places: &[usize], buckets: &mut [Bucket], now:
 
     let denied = denies(charges, &verdicts);
     if denied {
-        // As they were, but for what is given back whatever the answer, and what a denial must not leave unsaid.
-        buckets.copy_from_slice(&before);
+        // As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
+        buckets.clone_from_slice(&before);
         for (charge, place) in charges.iter().zip(places) {
-            match (buckets.get_mut(*place), charge.hits) {
-                (Some(bucket), Hits::GiveBack(_)) => _ = bucket.take(&charge.limit, charge.hits, now),
-                (Some(bucket), _) => bucket.settle(&charge.limit, now),
-                (None, _) => {}
+            let Some(bucket) = buckets.get_mut(*place) else { continue };
+            if charge.hits.land_anyway() {
+                _ = bucket.take(&charge.limit, charge.hits, now);
+            } else {
+                bucket.settle(&charge.limit, now);
             }
         }
         for ((charge, place), verdict) in charges.iter().zip(places).zip(&mut verdicts) {
@@ -161,14 +164,14 @@ pub fn decide(charges: &[Charge], places: &[usize], buckets: &mut [Bucket], now:
             }
         }
     }
-    Decision { denied, verdicts }
+    Decision { denied, at: now, verdicts }
 }
 
 /// Decides a request of one charge: the same as [`decide`], with nothing to put back.
 pub fn decide_one(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Decision {
     let verdict = verdict(charge, bucket, now);
     let denied = denies(std::slice::from_ref(charge), &[verdict]);
-    Decision { denied, verdicts: SmallVec::from_slice(&[verdict]) }
+    Decision { denied, at: now, verdicts: SmallVec::from_slice(&[verdict]) }
 }
 
 fn verdict(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Verdict {

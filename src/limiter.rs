@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::bucket::Hits;
 use crate::clock::{self, Clock};
 use crate::decision::{Charge, Decision, Source};
 use crate::store::{Failure, KeySeed, LocalStore, Part, RedisStore, StoreError};
@@ -73,7 +72,7 @@ impl Limiter {
                 let deadline = clock::instant() + *timeout;
                 let part = names.first().map_or(Part::ONLY, |name| redis.part_of(name));
                 let ask = redis.decide(part, charges, names, deadline);
-                if charges.iter().any(|charge| matches!(charge.hits, Hits::GiveBack(_))) {
+                if charges.iter().any(|charge| charge.hits.give_back()) {
                     let _giving_back = denials.giving_back();
                     return Ok(ask.await.map_err(|Failure { error, .. }| error)?.said_by(Source::Redis));
                 }

@@ -1,3 +1,5 @@
+use std::num::NonZeroU32;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -117,14 +119,14 @@ proptest! {
             let _ = bucket.take(&limit, hits, now);
             now += pause;
         }
-        let kept = bucket;
+        let kept = bucket.clone();
         match bucket.take(&limit, asked, now) {
             Outcome::Over(Retry::In(wait)) => {
                 prop_assert!(wait > 0);
-                let mut early = bucket;
+                let mut early = bucket.clone();
                 prop_assert!(early.take(&limit, asked, now + wait - 1) != Outcome::Fits, "one microsecond early");
                 if now + wait < HORIZON {
-                    let mut on_time = bucket;
+                    let mut on_time = bucket.clone();
                     prop_assert_eq!(on_time.take(&limit, asked, now + wait), Outcome::Fits, "at the promised moment");
                 }
             }
@@ -294,7 +296,7 @@ fn a_blocked_limit_admits_nothing_ever_not_even_a_peek() {
 fn a_peek_takes_nothing_and_is_over_without_a_whole_token() {
     let limit = limit(60, MINUTE);
     let mut bucket = bucket(&limit, 59);
-    let before = bucket;
+    let before = bucket.clone();
     assert_eq!(bucket.take(&limit, Hits::Peek, NOW), Outcome::Fits);
     assert_eq!(bucket, before);
     assert_eq!(bucket.take(&limit, Hits::Take(1), NOW), Outcome::Fits);

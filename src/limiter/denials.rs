@@ -14,7 +14,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use smallvec::SmallVec;
 
-use crate::bucket::{Bucket, Hits, Limit, Outcome, Retry};
+use crate::bucket::{Algorithm, Bucket, Hits, Limit, Outcome, Retry};
 use crate::clock::Micros;
 use crate::decision::{BucketKey, Charge, Decision, Verdict, decide};
 
@@ -35,7 +35,7 @@ pub(super) struct Denials {
 }
 
 /// An upper bound of what a bucket holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     bucket: Bucket,
     /// Of the charge that it is known from: under another limit, nothing is known.
@@ -72,7 +72,8 @@ impl Denials {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The decision on a request, if it is known to be denied. One that gives back is always asked.
+    /// The decision on a request, if it is known to be denied. One of which a charge lands whatever the answer is always
+    /// asked.
     pub(super) fn decide(&self, charges: &[Charge], now: Micros) -> Option<Decision> {
         let generation = self.generation();
         let mut keys: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
@@ -80,16 +81,16 @@ impl Denials {
         keys.dedup();
         let mut buckets: SmallVec<[Bucket; 4]> = SmallVec::new();
         for key in &keys {
-            let known = *self.known.get(key)?;
+            let known = self.known.get(key)?;
             let of_this = |charge: &&Charge| charge.bucket == *key;
             let same = charges
                 .iter()
                 .filter(of_this)
-                .all(|charge| charge.limit == known.limit && !matches!(charge.hits, Hits::GiveBack(_)));
+                .all(|charge| charge.limit == known.limit && !charge.hits.land_anyway());
             if known.generation != generation || known.until <= now || !same {
                 return None;
             }
-            buckets.push(known.bucket);
+            buckets.push(known.bucket.clone());
         }
         let places: SmallVec<[usize; 4]> =
             charges.iter().filter_map(|charge| keys.binary_search(&charge.bucket).ok()).collect();
@@ -105,12 +106,16 @@ impl Denials {
         // Of a bucket that is named twice, a verdict does not say what it holds.
         let once =
             |charge: &Charge| charges.iter().filter(|other| other.bucket == charge.bucket).count() == 1;
+        // Nor of windows when what they hold leaves them, one after the other.
+        let is_smooth = |charge: &Charge| charge.limit.algorithm() == Algorithm::TokenBucket;
         let waits = decision.verdicts.iter().filter_map(|verdict| match verdict.outcome {
             Outcome::Over(Retry::In(wait)) => Some(wait),
             Outcome::Over(Retry::Never) | Outcome::Fits => None,
         });
         let wait = waits.max().unwrap_or(self.longest).min(self.longest);
-        for (charge, verdict) in charges.iter().zip(&decision.verdicts).filter(|(charge, _)| once(charge)) {
+        for (charge, verdict) in
+            charges.iter().zip(&decision.verdicts).filter(|(charge, _)| once(charge) && is_smooth(charge))
+        {
             let bucket = bound(charge, verdict, asked);
             let until = asked.saturating_add(wait);
             if self.has_room(asked) {
@@ -137,7 +142,7 @@ fn bound(charge: &Charge, verdict: &Verdict, asked: Micros) -> Bucket {
     let limit = &charge.limit;
     let need = match charge.hits {
         Hits::Take(hits) => hits as f64,
-        Hits::Peek | Hits::GiveBack(_) => 1.0,
+        _ => 1.0,
     };
     let used = match verdict.outcome {
         // It fits in `wait` and not a microsecond sooner: so much is missing, and a little more.
@@ -147,7 +152,7 @@ fn bound(charge: &Charge, verdict: &Verdict, asked: Micros) -> Bucket {
             limit.rate() * verdict.full_in.saturating_sub(1) as f64
         }
     };
-    Bucket::from_parts(used.max(0.0), asked, limit.rate())
+    Bucket::with_used(limit, used.max(0.0), asked)
 }
 
 #[cfg(test)]

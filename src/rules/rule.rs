@@ -123,7 +123,9 @@ impl Rule {
         match hits {
             Hits::Take(hits) => Hits::Take(times(hits)),
             Hits::GiveBack(hits) => Hits::GiveBack(times(hits)),
-            Hits::Peek => Hits::Peek,
+            Hits::Overdraft(hits) => Hits::Overdraft(times(hits)),
+            // A question, and what only stores say to one another.
+            Hits::Peek | Hits::Refund { .. } | Hits::Add { .. } | Hits::Raise { .. } => hits,
         }
     }
 }

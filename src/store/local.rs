@@ -65,12 +65,10 @@ pub struct Usage {
     pub overflowed: u64,
 }
 
-/// A bucket as it is kept: 48 bytes with its key, where nothing is beside it.
-#[derive(Clone, Copy, Debug)]
+/// A bucket as it is kept: a token bucket takes 48 bytes with its key, where nothing is beside it.
+#[derive(Clone, Debug)]
 struct Slot<X> {
     bucket: Bucket,
-    /// Of the limit that it was last charged under, in tokens.
-    burst: f64,
     beside: X,
 }
 
@@ -179,7 +177,7 @@ impl<X: Default> LocalStore<X> {
         let table = mem::take(&mut *shard);
         shard.reserve(table.len(), |(key, _)| hash(*key));
         for (key, mut slot) in table {
-            let Slot { bucket, beside, .. } = slot.get_mut();
+            let Slot { bucket, beside } = slot.get_mut();
             look(key, bucket, beside, now);
             if bucket.full_at() > now {
                 shard.insert_entry(hash(key), (key, slot), |(key, _)| hash(*key));
@@ -207,10 +205,10 @@ impl<X: Default> LocalStore<X> {
             };
             let now = self.clock.now();
             if let Some(slot) = find(&mut shard, key) {
-                slot.burst = charge.limit.burst();
                 prepare.prepare(0, &mut slot.bucket, &mut slot.beside, now);
                 let decision = decide_one(charge, &mut slot.bucket, now);
-                let token_at = slot.bucket.token_at(slot.burst);
+                slot.bucket.seen_under(&charge.limit);
+                let token_at = slot.bucket.token_at();
                 self.note_rewritten(index, &shard, token_at);
                 return decision;
             }
@@ -275,7 +273,7 @@ impl<X: Default> LocalStore<X> {
                 let (mut full, mut nothing) = (Bucket::FULL, X::default());
                 let is_new;
                 let (bucket, beside) = match shard.and_then(|(_, shard)| find(shard, *key)) {
-                    Some(Slot { bucket, beside, .. }) => {
+                    Some(Slot { bucket, beside }) => {
                         is_new = false;
                         (bucket, beside)
                     }
@@ -289,7 +287,7 @@ impl<X: Default> LocalStore<X> {
                 {
                     prepare.prepare(charge, bucket, beside, now);
                 }
-                buckets.push(*bucket);
+                buckets.push(bucket.clone());
                 if is_new {
                     *new = Some(nothing);
                 }
@@ -300,7 +298,7 @@ impl<X: Default> LocalStore<X> {
                 let index = self.shard_of(*key);
                 if let Some((_, shard)) = shards.iter_mut().find(|(other, _)| *other == index) {
                     let new = besides.get_mut(*place).and_then(Option::take);
-                    self.keep(index, shard, *key, *bucket, &charge.limit, now, new);
+                    self.keep(index, shard, *key, bucket.clone(), &charge.limit, now, new);
                 }
             }
             return decision;
@@ -314,17 +312,17 @@ impl<X: Default> LocalStore<X> {
         index: usize,
         shard: &mut Shard<'_, X>,
         key: BucketKey,
-        bucket: Bucket,
+        mut bucket: Bucket,
         limit: &Limit,
         now: Micros,
         beside: Option<X>,
     ) {
-        let token_at = bucket.token_at(limit.burst());
+        bucket.seen_under(limit);
+        let (full_at, token_at) = (bucket.full_at(), bucket.token_at());
         if let Some(slot) = find(shard, key) {
-            (slot.bucket, slot.burst) = (bucket, limit.burst());
+            slot.bucket = bucket;
             return self.note_rewritten(index, shard, token_at);
         }
-        let full_at = bucket.full_at();
         if full_at <= now {
             return;
         }
@@ -333,7 +331,7 @@ impl<X: Default> LocalStore<X> {
             // Before the shard grows: what is full goes.
             candidates.pass(shard, &[key], now);
         }
-        let slot = Slot { bucket, burst: limit.burst(), beside: beside.unwrap_or_default() };
+        let slot = Slot { bucket, beside: beside.unwrap_or_default() };
         shard.insert_entry(hash(key), (key, SharedValue::new(slot)), |(key, _)| hash(*key));
         candidates.next_pass = candidates.next_pass.min(token_at);
         if !candidates.soonest.is_empty() && full_at < candidates.until {
@@ -428,7 +426,7 @@ impl Candidates {
             };
             let Some(slot) = find(shard, key) else { continue };
             let full_at = slot.bucket.full_at();
-            if spared.contains(&key) || full_at > self.until || slot.bucket.token_at(slot.burst) > now {
+            if spared.contains(&key) || full_at > self.until || slot.bucket.token_at() > now {
                 // About to be charged; or charged since, so that it is no longer among the soonest, or being limited.
                 continue;
             }
@@ -449,8 +447,8 @@ impl Candidates {
         let mut evictable: Vec<(Micros, BucketKey)> = Vec::new();
         let mut kept: Vec<(BucketKey, SharedValue<Slot<X>>)> = Vec::with_capacity(table.len());
         for (key, slot) in table {
-            let Slot { bucket, burst, .. } = slot.get();
-            let (full_at, token_at) = (bucket.full_at(), bucket.token_at(*burst));
+            let Slot { bucket, .. } = slot.get();
+            let (full_at, token_at) = (bucket.full_at(), bucket.token_at());
             if spared.contains(&key) {
                 next_pass = 0;
             } else if full_at <= now {

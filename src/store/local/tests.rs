@@ -242,7 +242,7 @@ proptest! {
         for (request, pause) in requests {
             clock.advance(pause);
             let now = clock.now();
-            let limited = held(&store, |slot| slot.bucket.token_at(slot.burst) > now);
+            let limited = held(&store, |slot| slot.bucket.token_at() > now);
             let before = held(&store, |_| true);
             let decision = store.decide(&request);
             prop_assert_eq!(decision.verdicts.len(), request.len());
@@ -265,7 +265,7 @@ proptest! {
 }
 
 fn held(store: &LocalStore, which: impl Fn(&Slot<()>) -> bool) -> Vec<(BucketKey, Slot<()>)> {
-    let mut held: Vec<_> = store.buckets.iter().map(|entry| (*entry.key(), *entry.value())).collect();
+    let mut held: Vec<_> = store.buckets.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
     held.retain(|(_, slot)| which(slot));
     held
 }

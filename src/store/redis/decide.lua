@@ -4,9 +4,13 @@
 -- KEYS[2..]  the distinct buckets of the batch
 -- ARGV[1]    the batch's number, as text: the same batch sent twice is decided once
 -- ARGV[2]    for how many milliseconds that note is kept
--- ARGV[3]    limits, each as three doubles: tokens per microsecond, burst, in force since
+-- ARGV[3]    limits, each as a kind and four doubles, of which the last two are the burst, and that with the most debt
+--            1 token bucket (tokens per microsecond, in force since), 2 fixed window and 3 sliding window (length of what
+--            is counted together, how long before the epoch one began), 4 calendar month, 5 calendar year (0, 0)
 -- ARGV[4]    charges, each as: bucket and limit (two bytes each, counted from 0), kind, hits (a double)
---            The kind is 0 take, 1 peek, 2 give back; + 4 for a quota, + 8 in shadow mode; + 16 on a request's last.
+--            0 take, 1 peek, and what lands whatever the answer: 2 give back, 3 refund, 4 overdraft, 5 add, 6 raise
+--            + 8 for a quota, + 16 in shadow mode; + 32 on a request's last
+-- ARGV[5]    moments, a double for each charge of kind 3, 5 or 6
 --
 -- Returns {the time, what was decided, then for each bucket its record as it was found}. The time is in microseconds, a
 -- double as 8 bytes. What was decided is a byte for each request: 'y' admitted, 'n' denied, or 'x' for one that was not
@@ -16,13 +20,13 @@
 --
 -- Nothing is written before everything is decided, and no write depends on what a key holds: a script that fails half-way
 -- would leave its first writes behind. All numbers are IEEE doubles, and the expressions are those of bucket.rs in the
--- same order. Replies travel as bytes, because Redis cuts a Lua number to its whole part.
+-- same order. Replies travel as bytes, because Redis cuts a Lua number to its whole part. Records are as record.rs says.
 
-local call, unpack_, pack = redis.call, struct.unpack, struct.pack
-local RECORD, TOKEN_BUCKET, MOST = '<Bddd', 1, 2 ^ 53
+local call, unpack_, pack, floor, ceil = redis.call, struct.unpack, struct.pack, math.floor, math.ceil
+local RECORD, TOKEN_BUCKET, WINDOWS, IN_DEBT, MOST = '<Bddd', 1, 2, 3, 2 ^ 53
 
 local buckets = #KEYS - 1
-local limits, charges = #ARGV[3] / 24, #ARGV[4] / 13
+local limits, charges = #ARGV[3] / 33, #ARGV[4] / 13
 if buckets < 1 or limits < 1 or charges < 1 or limits % 1 ~= 0 or charges % 1 ~= 0 then
   return redis.error_reply('ERR weir: a batch whose parts do not fit together')
 end
@@ -52,7 +56,31 @@ for i = 1, buckets do
 end
 local foreign = #absent > 0 and call('EXISTS', unpack(absent)) > 0
 
-local used, at, rate, bad, touched = {}, {}, {}, {}, {}
+-- A token bucket within its burst is three numbers. What else there is of a bucket is in `more`: of windows their counters,
+-- the newest first, and `length`, while `at` is when the newest began; of a debt the burst that it is above, `owed`.
+-- These tables never change, so that a denied request can put them back.
+local used, at, rate, more, bad, touched = {}, {}, {}, {}, {}, {}
+
+-- Reads a record that is not of a token bucket within its burst; says whether it is one.
+local function read(i, record)
+  local size = #record
+  if size < 25 or (size - 1) % 8 ~= 0 then return false end
+  local doubles = { unpack_('<B' .. ('d'):rep((size - 1) / 8), record) }
+  for j = 2, (size + 7) / 8 do
+    if not (doubles[j] >= 0 and doubles[j] <= MOST) then return false end
+  end
+  if doubles[1] == IN_DEBT and size == 33 then
+    used[i], at[i], rate[i], more[i] = doubles[2], doubles[3], doubles[4], { owed = doubles[5] }
+    return rate[i] > 0
+  end
+  local counters = (size - 17) / 8
+  if doubles[1] ~= WINDOWS or (counters ~= 1 and counters ~= 9) or doubles[3] < 1 then return false end
+  local windows = { length = doubles[3] }
+  for j = 1, counters do windows[j] = doubles[j + 3] end
+  used[i], at[i], rate[i], more[i] = 0, doubles[2], 0, windows
+  return true
+end
+
 for i = 1, buckets do
   local record = found[i]
   used[i], at[i], rate[i] = 0, 0, 0
@@ -60,7 +88,9 @@ for i = 1, buckets do
     local kind
     if #record == 25 then kind, used[i], at[i], rate[i] = unpack_(RECORD, record) end
     -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
-    if kind ~= TOKEN_BUCKET or not (used[i] >= 0 and used[i] < MOST and at[i] >= 0 and at[i] <= MOST)
+    if kind ~= TOKEN_BUCKET then
+      if not read(i, record) then bad[i], found[i] = true, 'x' end
+    elseif not (used[i] >= 0 and used[i] < MOST and at[i] >= 0 and at[i] <= MOST)
       or not (rate[i] >= 0 and rate[i] < MOST) or (used[i] > 0 and rate[i] == 0) then
       bad[i], found[i] = true, 'x'
     end
@@ -78,22 +108,89 @@ local function reply(decided)
 end
 if again then return reply('a' .. again) end
 
-local limit_rate, limit_burst, limit_since = {}, {}, {}
+local DAY = 86400000000
+
+-- Days since the first of the month and of the year, of the day that is so many days after the epoch.
+local function day_of_calendar(days)
+  local of_cycle = (days + 719468) % 146097
+  local year = floor((of_cycle - floor(of_cycle / 1460) + floor(of_cycle / 36524) - floor(of_cycle / 146096)) / 365)
+  local since_march = of_cycle - (365 * year + floor(year / 4) - floor(year / 100))
+  local month = floor((5 * since_march + 2) / 153)
+  local of_month = since_march - floor((153 * month + 2) / 5)
+  if month >= 10 then return of_month, since_march - 306 end
+  local leap = year % 4 == 0 and (year % 100 ~= 0 or year == 0)
+  return of_month, since_march + 59 + (leap and 1 or 0)
+end
+
+-- The calendar's month or year of this moment: when it began, and its length.
+local function calendar(longest, which)
+  local days = floor(now / DAY)
+  local first = days - select(which, day_of_calendar(days))
+  local next_one = first + longest
+  next_one = next_one - select(which, day_of_calendar(next_one))
+  return first * DAY, (next_one - first) * DAY
+end
+
+-- A limit without a rate is one of windows: what is counted together with this moment began at its start.
+local limit_rate, limit_burst, limit_since, limit_most = {}, {}, {}, {}
+local slot_start, slot_length, counters_of = {}, {}, {}
 for i = 1, limits do
-  limit_rate[i], limit_burst[i], limit_since[i] = unpack_('<ddd', ARGV[3], (i - 1) * 24 + 1)
+  local kind, how, since, burst, most = unpack_('<Bdddd', ARGV[3], (i - 1) * 33 + 1)
+  limit_burst[i], limit_most[i] = burst, most
+  if kind == 1 then
+    limit_rate[i], limit_since[i] = how, since
+  else
+    counters_of[i] = kind == 3 and 9 or 1
+    if kind == 4 then
+      slot_start[i], slot_length[i] = calendar(31, 1)
+    elseif kind == 5 then
+      slot_start[i], slot_length[i] = calendar(366, 2)
+    else
+      slot_start[i], slot_length[i] = now - math.fmod(now + since, how), how
+    end
+  end
+end
+
+-- What is in use of a bucket of windows, or of any under a limit of windows.
+local function used_of_windows(b, l)
+  local windows, u = more[b], 0
+  if windows and not windows.owed then
+    local passed = 0
+    if now > at[b] then passed = floor((now - at[b]) / windows.length) end
+    for i = 1, #windows - passed do u = u + windows[i] end
+    if limit_rate[l] and u > limit_burst[l] then u = limit_burst[l] end
+  else
+    u = used[b]
+    if now > at[b] then
+      u = u - rate[b] * (now - at[b])
+      if u < 0 then u = 0 end
+    end
+  end
+  return u
+end
+
+-- The most that may be in use of a token bucket: a debt is owed under the limit that it was made under.
+local function most_of(b, l)
+  local debt = more[b]
+  if debt and debt.owed == limit_burst[l] and rate[b] == limit_rate[l] then return limit_most[l] end
+  return limit_burst[l]
 end
 
 local function used_at(b, l)
-  local u, burst, from = used[b], limit_burst[l], at[b]
+  local u, most, from = used[b], limit_burst[l], at[b]
+  if more[b] or not limit_rate[l] then
+    if not limit_rate[l] or not more[b].owed then return used_of_windows(b, l) end
+    most = most_of(b, l)
+  end
   if now <= from then
-    if u > burst then u = burst end
+    if u > most then u = most end
     return u
   end
   local change = limit_since[l]
   if change < from then change = from elseif change > now then change = now end
   u = u - rate[b] * (change - from)
   if u < 0 then u = 0 end
-  if u > burst then u = burst end
+  if u > most then u = most end
   u = u - limit_rate[l] * (now - change)
   if u < 0 then u = 0 end
   return u
@@ -101,29 +198,128 @@ end
 
 local function write(b, l, u)
   used[b], at[b], rate[b], touched[b] = u, now, limit_rate[l], l
-end
-
--- Notes what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank.
-local function settle(b, l)
-  if now < at[b] or rate[b] ~= limit_rate[l] or used[b] > limit_burst[l] then
-    local u = used_at(b, l)
-    if u > 0 then write(b, l, u) end
+  if u > limit_burst[l] then
+    more[b] = { owed = limit_burst[l] }
+  elseif more[b] then
+    more[b] = nil
   end
 end
 
--- Takes, looks, or gives back; says whether it fits.
-local function take(b, l, kind, hits)
-  local u = used_at(b, l)
-  if kind == 2 then
-    u = u - hits
+-- The counters that a limit of windows has of a bucket at this moment, of which so many tokens are in use.
+local function turned(b, l, u)
+  local old, n, new = more[b], counters_of[l], { length = slot_length[l] }
+  if old and old.length == new.length and #old == n then
+    local gone = 0
+    if slot_start[l] > at[b] then gone = floor((slot_start[l] - at[b]) / new.length) end
+    for i = 1, n do new[i] = i > gone and old[i - gone] or 0 end
+  else
+    new[1] = u
+    for i = 2, n do new[i] = 0 end
+  end
+  return new
+end
+
+local function keep(b, l, windows)
+  used[b], at[b], rate[b], touched[b], more[b] = 0, slot_start[l], 0, l, windows
+end
+
+-- Takes so many tokens more than are in use.
+local function add(b, l, u, tokens)
+  if limit_rate[l] then return write(b, l, u + tokens) end
+  local windows = turned(b, l, u)
+  windows[1] = windows[1] + tokens
+  keep(b, l, windows)
+end
+
+-- Notes what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank, or another
+-- algorithm.
+local function settle(b, l)
+  local stale
+  local other = more[b]
+  if limit_rate[l] and not (other and other.length) then
+    stale = now < at[b] or rate[b] ~= limit_rate[l] or used[b] > (other and most_of(b, l) or limit_burst[l])
+  elseif not limit_rate[l] and other and other.length then
+    stale = now < at[b] or other.length ~= slot_length[l] or #other ~= counters_of[l]
+  else
+    stale = true
+  end
+  if stale then
+    local u = used_at(b, l)
+    if u > 0 then add(b, l, u, 0) end
+  end
+end
+
+-- As many tokens as there is room for, debt included.
+local function room_for(l, u, tokens)
+  local room = limit_most[l] - u
+  if room < 0 then room = 0 end
+  if tokens > room then return room end
+  return tokens
+end
+
+-- Does what is neither taken nor refused: gives back, refunds, adds or raises.
+local function correct(b, l, u, kind, tokens, moment)
+  if limit_rate[l] then
+    if kind == 2 or kind == 3 then
+      u = u - tokens
+    elseif kind == 5 then
+      u = u + (tokens < 0 and tokens or room_for(l, u, tokens))
+    else
+      if tokens > limit_most[l] then tokens = limit_most[l] end
+      if tokens <= u then return end
+      u = tokens
+    end
     if u < 0 then u = 0 end
-    write(b, l, u)
-    return true
+    return write(b, l, u)
+  end
+  local windows = turned(b, l, u)
+  if kind == 2 then
+    -- The oldest first.
+    for i = #windows, 1, -1 do
+      if windows[i] > tokens then
+        windows[i] = windows[i] - tokens
+        break
+      end
+      tokens = tokens - windows[i]
+      windows[i] = 0
+    end
+  else
+    local i = 1
+    if moment < slot_start[l] then i = 1 + ceil((slot_start[l] - moment) / windows.length) end
+    local count = windows[i]
+    if count then
+      if kind == 3 then
+        count = count - tokens
+      elseif kind == 5 then
+        count = count + (tokens < 0 and tokens or room_for(l, u, tokens))
+      else
+        local room = limit_most[l] - u
+        if room < 0 then room = 0 end
+        if tokens > count + room then tokens = count + room end
+        if tokens > count then count = tokens end
+      end
+      if count < 0 then count = 0 end
+      windows[i] = count
+    end
+  end
+  keep(b, l, windows)
+end
+
+-- Does what the hits say; says whether they fit.
+local function take(b, l, kind, hits, moment)
+  local u = used_at(b, l)
+  if kind >= 2 then
+    if kind ~= 4 then
+      correct(b, l, u, kind, hits, moment)
+      return true
+    end
+    add(b, l, u, room_for(l, u, hits))
+    return u + 1 <= limit_burst[l]
   end
   local need = hits
   if kind == 1 then need = 1 end
   if u + need <= limit_burst[l] then
-    if kind == 0 then write(b, l, u + need) end
+    if kind == 0 then add(b, l, u, need) end
     return true
   end
   settle(b, l)
@@ -133,20 +329,27 @@ end
 local decided = {}
 local request = {}
 local position = 1
+local next_moment = 1
 for _ = 1, charges do
-  local b, l, kind, hits
+  local b, l, kind, hits, moment
   b, l, kind, hits, position = unpack_('<HHBd', ARGV[4], position)
   b, l = b + 1, l + 1
   if b > buckets or l > limits then
     return redis.error_reply('ERR weir: a charge to a bucket or limit that the batch does not name')
   end
-  local last = kind >= 16
-  if last then kind = kind - 16 end
-  local shadow = kind >= 8
-  if shadow then kind = kind - 8 end
-  local quota = kind >= 4
-  if quota then kind = kind - 4 end
-  request[#request + 1] = { b, l, kind, hits, shadow, quota }
+  local last = kind >= 32
+  if last then kind = kind - 32 end
+  local shadow = kind >= 16
+  if shadow then kind = kind - 16 end
+  local quota = kind >= 8
+  if quota then kind = kind - 8 end
+  if kind == 3 or kind >= 5 then
+    if kind > 6 or #ARGV[5] < next_moment + 7 then
+      return redis.error_reply('ERR weir: a charge of no kind, or without its moment')
+    end
+    moment, next_moment = unpack_('<d', ARGV[5], next_moment)
+  end
+  request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
 
   if last then
     local unreadable = false
@@ -154,6 +357,10 @@ for _ = 1, charges do
       if bad[request[i][1]] then unreadable = true end
     end
     if unreadable then
+      for i = 1, #request do
+        local c = request[i]
+        if c[3] >= 2 and not bad[c[1]] then take(c[1], c[2], c[3], c[4], c[7]) end
+      end
       decided[#decided + 1] = 'x'
     else
       local before = {}
@@ -161,8 +368,8 @@ for _ = 1, charges do
       for i = 1, #request do
         local c = request[i]
         local bucket = c[1]
-        if not before[bucket] then before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket] } end
-        local fits = take(bucket, c[2], c[3], c[4])
+        if not before[bucket] then before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket], more[bucket] } end
+        local fits = take(bucket, c[2], c[3], c[4], c[7])
         if not c[5] then
           if c[6] then
             quotas = quotas + 1
@@ -173,14 +380,15 @@ for _ = 1, charges do
         end
       end
       if denied or (quotas > 0 and quotas == quotas_over) then
-        -- As they were, but for what is given back whatever the answer, and what a denial must not leave unsaid.
+        -- As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
         for bucket, was in pairs(before) do
           used[bucket], at[bucket], rate[bucket], touched[bucket] = was[1], was[2], was[3], was[4]
+          more[bucket] = was[5]
         end
         for i = 1, #request do
           local c = request[i]
-          if c[3] == 2 then
-            take(c[1], c[2], c[3], c[4])
+          if c[3] >= 2 then
+            take(c[1], c[2], c[3], c[4], c[7])
           else
             settle(c[1], c[2])
           end
@@ -198,13 +406,31 @@ if #request > 0 then
 end
 
 -- Write each bucket that changed once, with an expiry when it would be full again; one that is full needs no record.
-for b, l in pairs(touched) do
-  if used[b] == 0 then
-    call('DEL', keys[b])
-  else
-    local left = math.ceil(used[b] / rate[b] / 1000)
+for b in pairs(touched) do
+  local other, left, record = more[b], 0, nil
+  if other and other.length then
+    -- The newest counter that holds anything is the last to leave.
+    for i = 1, #other do
+      if other[i] > 0 then
+        left = (at[b] + (#other + 1 - i) * other.length - now) / 1000
+        record = pack('<Bdd' .. ('d'):rep(#other), WINDOWS, at[b], other.length, unpack(other))
+        break
+      end
+    end
+  elseif used[b] > 0 then
+    left = used[b] / rate[b] / 1000
+    if other then
+      record = pack('<Bdddd', IN_DEBT, used[b], at[b], rate[b], other.owed)
+    else
+      record = pack(RECORD, TOKEN_BUCKET, used[b], at[b], rate[b])
+    end
+  end
+  if record then
+    left = ceil(left)
     if left < 1 then left = 1 elseif left > 9007199254740 then left = 9007199254740 end
-    call('SET', keys[b], pack(RECORD, TOKEN_BUCKET, used[b], at[b], rate[b]), 'PX', string.format('%d', left))
+    call('SET', keys[b], record, 'PX', string.format('%d', left))
+  else
+    call('DEL', keys[b])
   end
 end
 

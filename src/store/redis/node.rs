@@ -119,7 +119,7 @@ impl Node {
         deadline: Instant,
     ) -> Result<Decision, Failure> {
         if charges.is_empty() {
-            return Ok(Decision { denied: false, verdicts: Verdicts::new() });
+            return Ok(Decision { denied: false, at: 0, verdicts: Verdicts::new() });
         }
         if !self.is_connected() {
             return Err(self.disconnected().into());

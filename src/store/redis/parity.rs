@@ -8,7 +8,7 @@ use redis::{ConnectionLike, Value};
 
 use super::script::{Batch, DECIDE, Decided, How, NamedCharge};
 use super::server::RedisServer;
-use crate::bucket::{Bucket, Hits, Limit};
+use crate::bucket::{Bucket, Calendar, Hits, Limit};
 use crate::clock::Micros;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
 use crate::store::{Identity as _, NameBuilder};
@@ -29,7 +29,7 @@ struct Fixture {
 impl Fixture {
     fn start() -> Self {
         let server = RedisServer::start();
-        let script = DECIDE.replace("call('TIME')", "{ ARGV[5], ARGV[6] }");
+        let script = DECIDE.replace("call('TIME')", "{ ARGV[6], ARGV[7] }");
         assert_ne!(script, DECIDE, "the script reads the time");
         Self { connection: server.connection(), _server: server, script, number: 0 }
     }
@@ -95,23 +95,52 @@ fn limits() -> impl Strategy<Value = Limit> {
     let usual = (1..50u32, prop::sample::select(vec![SECOND, 60 * SECOND, HOUR, 365 * 24 * HOUR]), 1..50u32)
         .prop_map(|(requests, window, burst)| limit(requests, window, burst));
     let since = prop_oneof![Just(0), Just(Micros::MAX), (0..2 * HOUR).prop_map(|after| NOW + after)];
+    let day = 24 * HOUR;
+    let windows =
+        (1..50u32, prop::sample::select(vec![1_000, SECOND, 60 * SECOND, HOUR, day, 77_777]), 0..8u8);
+    let windows = windows.prop_map(move |(requests, window, kind)| {
+        let requests = NonZeroU32::new(requests).unwrap();
+        let length = |micros| NonZeroU64::new(micros).unwrap();
+        match kind {
+            0 => Limit::fixed_window(requests, length(7 * day), Calendar::Week),
+            1 => Limit::fixed_window(requests, length(30 * day), Calendar::Month),
+            2 => Limit::fixed_window(requests, length(365 * day), Calendar::Year),
+            3 | 4 => Limit::fixed_window(requests, length(window), Calendar::Epoch),
+            _ => Limit::sliding_window(requests, length(window)),
+        }
+    });
+    let debts = prop::sample::select(vec![0.0, 0.5, 10.0]);
     prop_oneof![
         9 => usual,
+        9 => windows,
         1 => Just(limit(u32::MAX, SECOND, u32::MAX)),
         1 => Just(Limit::blocked(NonZeroU64::new(HOUR).unwrap())),
     ]
-    .prop_flat_map(move |limit| since.clone().prop_map(move |since| limit.since(since)))
+    .prop_flat_map(move |limit| {
+        (since.clone(), debts.clone()).prop_map(move |(since, debt)| limit.since(since).with_max_debt(debt))
+    })
 }
 
-fn requests() -> impl Strategy<Value = Vec<NamedCharge>> {
-    let hits = prop_oneof![
-        6 => (1..20u64).prop_map(Hits::Take),
+fn hits() -> impl Strategy<Value = Hits> {
+    let hour = i64::try_from(HOUR).unwrap();
+    let moment =
+        prop_oneof![4 => -3_000_000..3_000_000i64, 2 => -2 * hour..2 * hour, 1 => -400 * 24 * hour..0]
+            .prop_map(|after| NOW.saturating_add_signed(after));
+    prop_oneof![
+        8 => (1..20u64).prop_map(Hits::Take),
         1 => Just(Hits::Take(u64::MAX)),
         1 => Just(Hits::Peek),
         1 => (0..30u64).prop_map(Hits::GiveBack),
-    ];
+        1 => prop_oneof![9 => 1..60u64, 1 => Just(u64::MAX)].prop_map(Hits::Overdraft),
+        1 => (1..30u64, moment.clone()).prop_map(|(tokens, taken)| Hits::Refund { tokens, taken }),
+        1 => (-30.0..60.0f64, moment.clone()).prop_map(|(tokens, at)| Hits::Add { tokens, at }),
+        1 => (0.0..60.0f64, moment).prop_map(|(tokens, at)| Hits::Raise { tokens, at }),
+    ]
+}
+
+fn requests() -> impl Strategy<Value = Vec<NamedCharge>> {
     let mode = prop_oneof![4 => Just(Mode::Enforced), 1 => Just(Mode::Quota), 1 => Just(Mode::Shadow)];
-    let charge = (0..BUCKETS, limits(), hits, mode)
+    let charge = (0..BUCKETS, limits(), hits(), mode)
         .prop_map(|(bucket, limit, hits, mode)| self::charge(bucket, limit, hits, mode));
     prop::collection::vec(charge, 1..5)
 }
@@ -119,7 +148,9 @@ fn requests() -> impl Strategy<Value = Vec<NamedCharge>> {
 /// Batches, each at so many microseconds after the one before, or before it.
 fn batches() -> impl Strategy<Value = Vec<(Vec<Vec<NamedCharge>>, i64)>> {
     let hour = i64::try_from(HOUR).unwrap();
-    let step = prop_oneof![6 => 0..3_000_000i64, 2 => 0..hour, 1 => -hour..0, 1 => Just(0)];
+    let step = prop_oneof![
+        12 => 0..3_000_000i64, 4 => 0..hour, 2 => -hour..0, 2 => Just(0), 1 => 0..40 * 24 * hour, 1 => -9_000..0i64
+    ];
     prop::collection::vec((prop::collection::vec(requests(), 1..6), step), 1..12)
 }
 
@@ -135,13 +166,6 @@ fn by_hand(buckets: &mut [Bucket], request: &[NamedCharge], now: Micros) -> Deci
     let charges: Vec<Charge> = request.iter().map(|named| named.charge).collect();
     let places: Vec<usize> = charges.iter().map(|charge| usize::try_from(charge.bucket.0).unwrap()).collect();
     crate::decision::decide(&charges, &places, buckets, now)
-}
-
-/// A bucket as the script packs it.
-fn packed(bucket: &Bucket) -> Option<Vec<u8>> {
-    let (used, at, rate) = bucket.parts();
-    let doubles = [used, at as f64, rate].into_iter().flat_map(f64::to_le_bytes);
-    (used > 0.0).then(|| std::iter::once(1).chain(doubles).collect())
 }
 
 #[test]
@@ -166,7 +190,7 @@ fn the_script_decides_and_stores_what_the_arithmetic_does_in_thousands_of_batche
                     prop_assert_eq!(decision(decided), &by_hand(&mut buckets, request, now));
                 }
                 for (number, bucket) in (0..BUCKETS).zip(&buckets) {
-                    prop_assert_eq!(fixture.record(number), packed(bucket));
+                    prop_assert_eq!(fixture.record(number), bucket.to_record());
                 }
             }
             Ok(())
@@ -284,7 +308,8 @@ fn every_key_expires_when_its_bucket_would_be_full_and_a_full_bucket_has_none() 
 #[test]
 fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
     let mut fixture = Fixture::start();
-    let limits: Vec<u8> = [1.0, 10.0, 0.0f64].into_iter().flat_map(f64::to_le_bytes).collect();
+    let doubles = [1.0, 0.0, 10.0, 10.0f64].into_iter().flat_map(f64::to_le_bytes);
+    let limits: Vec<u8> = std::iter::once(1).chain(doubles).collect();
     let charge = |bucket: u16, limit: u16, kind: u8| -> Vec<u8> {
         let mut charge = [bucket.to_le_bytes(), limit.to_le_bytes()].concat();
         charge.push(kind);
@@ -292,17 +317,19 @@ fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
         charge
     };
     for (limits, charges) in [
-        (vec![], charge(0, 0, 16)),
+        (vec![], charge(0, 0, 32)),
         (limits.clone(), vec![]),
+        (limits.clone(), charge(0, 0, 32 + 7)),
+        (limits.clone(), charge(0, 0, 32 + 3)),
         (limits.clone(), vec![0; 5]),
-        (limits[1..].to_vec(), charge(0, 0, 16)),
-        (limits.clone(), charge(1, 0, 16)),
-        (limits.clone(), charge(0, 1, 16)),
-        (limits.clone(), [charge(0, 0, 16), charge(0, 0, 0)].concat()),
+        (limits[1..].to_vec(), charge(0, 0, 32)),
+        (limits.clone(), charge(1, 0, 32)),
+        (limits.clone(), charge(0, 1, 32)),
+        (limits.clone(), [charge(0, 0, 32), charge(0, 0, 0)].concat()),
     ] {
         let mut command = redis::cmd("EVAL");
         command.arg(&fixture.script).arg(2).arg("note").arg(&name(0)[..]);
-        command.arg(7).arg(1_000).arg(limits).arg(charges).arg(NOW / SECOND).arg(0);
+        command.arg(7).arg(1_000).arg(limits).arg(charges).arg("").arg(NOW / SECOND).arg(0);
         let error = command.query::<Value>(&mut fixture.connection).unwrap_err();
         assert!(error.to_string().contains("weir: "), "{error}");
         assert_eq!(fixture.record(0), None);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use smallvec::SmallVec;
 
-use crate::bucket::{Bucket, Hits, Limit, Outcome};
+use crate::bucket::{Algorithm, Bucket, Calendar, Hits, Limit, Outcome};
 use crate::clock::Micros;
 use crate::decision::{BucketKey, Charge, Decision, Mode, Source, Verdict, decide, decide_one};
 
@@ -39,6 +39,7 @@ pub(super) struct Batch {
     requests: Vec<Request>,
     encoded_limits: Vec<u8>,
     encoded_charges: Vec<u8>,
+    encoded_moments: Vec<u8>,
 }
 
 /// What became of one request of a batch.
@@ -74,21 +75,28 @@ impl Batch {
                 self.names.len() - 1
             });
             let limit = self.limit(&charge.limit);
-            let (kind, hits) = match charge.hits {
-                Hits::Take(hits) => (0, hits),
-                Hits::Peek => (1, 0),
-                Hits::GiveBack(hits) => (2, hits),
+            let (kind, hits, moment) = match charge.hits {
+                Hits::Take(hits) => (0, double(hits), None),
+                Hits::Peek => (1, 0.0, None),
+                Hits::GiveBack(hits) => (2, double(hits), None),
+                Hits::Refund { tokens, taken } => (3, double(tokens), Some(taken)),
+                Hits::Overdraft(hits) => (4, double(hits), None),
+                Hits::Add { tokens, at } => (5, tokens, Some(at)),
+                Hits::Raise { tokens, at } => (6, tokens, Some(at)),
             };
             let mode = match charge.mode {
                 Mode::Enforced => 0,
-                Mode::Quota => 4,
-                Mode::Shadow => 8,
+                Mode::Quota => 8,
+                Mode::Shadow => 16,
             };
-            let end = if index + 1 == charges.len() { 16 } else { 0 };
+            let end = if index + 1 == charges.len() { 32 } else { 0 };
             self.encoded_charges.extend_from_slice(&short(place));
             self.encoded_charges.extend_from_slice(&short(limit));
             self.encoded_charges.push(kind + mode + end);
-            self.encoded_charges.extend_from_slice(&double(hits).to_le_bytes());
+            self.encoded_charges.extend_from_slice(&hits.to_le_bytes());
+            if let Some(moment) = moment {
+                self.encoded_moments.extend_from_slice(&double(moment).to_le_bytes());
+            }
             request.push((*charge, place));
         }
         self.requests.push(request);
@@ -100,7 +108,18 @@ impl Batch {
             return place;
         }
         self.limits.push(*limit);
-        for part in [limit.rate(), limit.burst(), double(limit.in_force_since())] {
+        let (length, before_epoch) = limit.slots();
+        let (kind, how) = match limit.algorithm() {
+            Algorithm::TokenBucket => (1, [limit.rate(), double(limit.in_force_since())]),
+            Algorithm::FixedWindow(Calendar::Epoch | Calendar::Week) => {
+                (2, [double(length), double(before_epoch)])
+            }
+            Algorithm::SlidingWindow => (3, [double(length), double(before_epoch)]),
+            Algorithm::FixedWindow(Calendar::Month) => (4, [0.0, 0.0]),
+            Algorithm::FixedWindow(Calendar::Year) => (5, [0.0, 0.0]),
+        };
+        self.encoded_limits.push(kind);
+        for part in how.into_iter().chain([limit.burst(), limit.most()]) {
             self.encoded_limits.extend_from_slice(&part.to_le_bytes());
         }
         self.limits.len() - 1
@@ -118,6 +137,7 @@ impl Batch {
             command.arg(&name[..]);
         }
         command.arg(number).arg(NOTE_TTL_MILLIS).arg(&self.encoded_limits[..]).arg(&self.encoded_charges[..]);
+        command.arg(&self.encoded_moments[..]);
         command
     }
 
@@ -132,7 +152,9 @@ impl Batch {
             return Err(WrongShape("too few parts"));
         };
         let (now, decided) = (moment(&now?).ok_or(WrongShape("no moment"))?, decided?);
-        let mut buckets = parts.map(|record| Ok(bucket(&record?))).collect::<Result<Vec<_>, _>>()?;
+        let mut buckets = parts
+            .map(|record| Ok(Bucket::from_record(&record?).unwrap_or(Bucket::FULL)))
+            .collect::<Result<Vec<_>, _>>()?;
         let (again, decided) = match decided.strip_prefix(b"a") {
             Some(decided) => (true, decided),
             None => (false, &decided[..]),
@@ -160,7 +182,15 @@ impl Batch {
                     decision.denied = denied;
                     Decided::Decision(decision)
                 }
-                _ => Decided::Unreadable,
+                _ => {
+                    // What lands anyway has landed where it could.
+                    for (charge, place) in request.iter().filter(|(charge, _)| charge.hits.land_anyway()) {
+                        if let Some(bucket) = buckets.get_mut(*place) {
+                            _ = bucket.take(&charge.limit, charge.hits, now);
+                        }
+                    }
+                    Decided::Unreadable
+                }
             })
             .collect();
         Ok(Reply { decided, parted })
@@ -187,7 +217,7 @@ fn replay(request: &Request, buckets: &mut [Bucket], now: Micros) -> Decision {
     distinct.sort_unstable();
     distinct.dedup();
     let mut own: SmallVec<[Bucket; 4]> =
-        distinct.iter().map(|place| buckets.get(*place).copied().unwrap_or(Bucket::FULL)).collect();
+        distinct.iter().map(|place| buckets.get(*place).cloned().unwrap_or(Bucket::FULL)).collect();
     let charges: SmallVec<[Charge; 4]> = request.iter().map(|(charge, _)| *charge).collect();
     let places: SmallVec<[usize; 4]> =
         request.iter().filter_map(|(_, place)| distinct.binary_search(place).ok()).collect();
@@ -203,24 +233,11 @@ fn replay(request: &Request, buckets: &mut [Bucket], now: Micros) -> Decision {
 /// What is said of a request that was admitted before, when its answer was lost: that, and what is left now.
 fn admitted(request: &Request, buckets: &[Bucket], now: Micros) -> Decision {
     let verdict = |(charge, place): &(Charge, usize)| {
-        let bucket = buckets.get(*place).copied().unwrap_or(Bucket::FULL);
+        let bucket = buckets.get(*place).unwrap_or(&Bucket::FULL);
         let (remaining, full_in) = (bucket.remaining(&charge.limit, now), bucket.full_in(&charge.limit, now));
         Verdict { outcome: Outcome::Fits, remaining, full_in, source: Source::Local }
     };
-    Decision { denied: false, verdicts: request.iter().map(verdict).collect() }
-}
-
-/// A bucket from its record: its kind, and used, at and rate as doubles. What is not there is full; of what cannot be
-/// read, nobody asks.
-fn bucket(record: &[u8]) -> Bucket {
-    let double = |from: usize| {
-        let bytes = record.get(from..from + 8)?;
-        Some(f64::from_le_bytes(bytes.try_into().ok()?))
-    };
-    match (record.first(), double(1), record.get(9..17).and_then(moment), double(17)) {
-        (Some(1), Some(used), Some(at), Some(rate)) => Bucket::from_parts(used, at, rate),
-        _ => Bucket::FULL,
-    }
+    Decision { denied: false, at: now, verdicts: request.iter().map(verdict).collect() }
 }
 
 #[allow(
