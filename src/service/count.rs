@@ -49,8 +49,8 @@ fn outcome(charge: &Charge, verdict: &Verdict, denied: bool, near_limit: f64) ->
     match (verdict.outcome, charge.mode) {
         (Fit::Over(_), Mode::Shadow) => Outcome::Shadowed,
         (Fit::Over(_), Mode::Enforced | Mode::Quota) => Outcome::OverLimit,
-        // What is given back lands whatever the answer.
-        (Fit::Fits, _) if denied && !matches!(charge.hits, Hits::GiveBack(_)) => Outcome::Uncharged,
+        // What is given back, and what is charged after the fact, lands whatever the answer.
+        (Fit::Fits, _) if denied && !charge.hits.land_anyway() => Outcome::Uncharged,
         (Fit::Fits, _) if used(charge, verdict) >= charge.limit.burst() * near_limit => Outcome::NearLimit,
         (Fit::Fits, _) => Outcome::Ok,
     }
@@ -63,8 +63,8 @@ fn used(charge: &Charge, verdict: &Verdict) -> f64 {
 
 fn taken(hits: Hits) -> u64 {
     match hits {
-        Hits::Take(hits) => hits,
-        Hits::Peek | Hits::GiveBack(_) => 0,
+        Hits::Take(hits) | Hits::Overdraft(hits) => hits,
+        Hits::Peek | Hits::GiveBack(_) | Hits::Refund { .. } | Hits::Add { .. } | Hits::Raise { .. } => 0,
     }
 }
 
