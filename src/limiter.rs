@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::clock::{self, Clock};
+use crate::clock::{self, Clock, Micros};
 use crate::decision::{Charge, Decision, Source};
 use crate::store::{Failure, KeySeed, LocalStore, Part, RedisStore, StoreError};
 
@@ -73,16 +73,16 @@ impl Limiter {
                 let part = names.first().map_or(Part::ONLY, |name| redis.part_of(name));
                 let ask = redis.decide(part, charges, names, deadline);
                 if charges.iter().any(|charge| charge.hits.give_back()) {
-                    let _giving_back = denials.giving_back();
+                    let _giving_back = denials.giving_back(charges);
                     return Ok(ask.await.map_err(|Failure { error, .. }| error)?.said_by(Source::Redis));
                 }
                 let asked = clock.now();
                 if let Some(decision) = denials.decide(charges, asked) {
                     return Ok(decision.said_by(Source::Remembered));
                 }
-                let generation = denials.generation();
+                let generations = denials.generations(charges);
                 let decision = ask.await.map_err(|Failure { error, .. }| error)?.said_by(Source::Redis);
-                denials.remember(charges, &decision, asked, generation);
+                denials.remember(charges, &decision, asked, &generations, Micros::MAX);
                 Ok(decision)
             }
         }

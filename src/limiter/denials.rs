@@ -4,9 +4,10 @@
 //! when the request was *made*, which is before it was decided. Others can only have taken from them meanwhile. So a
 //! charge that does not fit by this bound does not fit, however small it is, until the promised moment.
 //!
-//! Only giving tokens back could make the bound wrong. Where this process gives back, a new *generation* begins, before
-//! and after: what was asked in an older one is not remembered. What other processes give back stays unseen for as long
-//! as a denial is remembered at most, which is a setting.
+//! Only giving tokens back could make the bound wrong. Where this process gives back to a bucket, a new *generation* of
+//! it begins, before and after: what was asked in an older one is not remembered. Buckets share generations by the
+//! thousandth, so that giving back to one leaves most others as they are. What other processes give back stays unseen
+//! for as long as a denial is remembered at most, which is a setting.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -28,7 +29,8 @@ const PURGE: Micros = 100_000;
 #[derive(Debug)]
 pub(super) struct Denials {
     known: DashMap<BucketKey, Known>,
-    generation: AtomicU64,
+    /// Each of the buckets of one stripe.
+    generations: Box<[AtomicU64]>,
     /// The longest that one is remembered, in microseconds.
     longest: Micros,
     next_purge: AtomicU64,
@@ -45,12 +47,21 @@ struct Known {
     until: Micros,
 }
 
+/// How many generations there are for all buckets together.
+const STRIPES: usize = 1_024;
+
+/// The generations of a request's buckets, in the order of its charges.
+pub(super) type Generations = SmallVec<[u64; 4]>;
+
 /// Begins a new generation when it is dropped: what was given back has landed by then, or nobody knows.
-pub(super) struct GivingBack<'d>(&'d Denials);
+pub(super) struct GivingBack<'d> {
+    denials: &'d Denials,
+    buckets: SmallVec<[BucketKey; 2]>,
+}
 
 impl Drop for GivingBack<'_> {
     fn drop(&mut self) {
-        self.0.generation.fetch_add(1, Ordering::AcqRel);
+        self.denials.begin_generation(&self.buckets);
     }
 }
 
@@ -58,24 +69,44 @@ impl Denials {
     /// Remembers denials until their promised moment, and `longest` at most.
     pub(super) fn new(longest: Duration) -> Self {
         let longest = Micros::try_from(longest.as_micros()).unwrap_or(Micros::MAX);
-        Self { known: DashMap::new(), generation: AtomicU64::new(0), longest, next_purge: AtomicU64::new(0) }
+        let generations = (0..STRIPES).map(|_| AtomicU64::new(0)).collect();
+        Self { known: DashMap::new(), generations, longest, next_purge: AtomicU64::new(0) }
     }
 
-    /// What was asked before now, or is asked while this is held, is not remembered.
-    pub(super) fn giving_back(&self) -> GivingBack<'_> {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        GivingBack(self)
+    /// What was asked before now of buckets that are given back to, or is asked while this is held, is not remembered.
+    pub(super) fn giving_back(&self, charges: &[Charge]) -> GivingBack<'_> {
+        let given = charges.iter().filter(|charge| matches!(charge.hits, Hits::GiveBack(_)));
+        let buckets: SmallVec<[BucketKey; 2]> = given.map(|charge| charge.bucket).collect();
+        self.begin_generation(&buckets);
+        GivingBack { denials: self, buckets }
+    }
+
+    fn begin_generation(&self, buckets: &[BucketKey]) {
+        for bucket in buckets {
+            if let Some(generation) = self.stripe(*bucket) {
+                generation.fetch_add(1, Ordering::AcqRel);
+            }
+        }
     }
 
     /// To be told to [`Denials::remember`] with what is asked from here on.
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    pub(super) fn generations(&self, charges: &[Charge]) -> Generations {
+        charges.iter().map(|charge| self.generation(charge.bucket)).collect()
+    }
+
+    fn generation(&self, bucket: BucketKey) -> u64 {
+        self.stripe(bucket).map_or(0, |generation| generation.load(Ordering::Acquire))
+    }
+
+    /// Keys are hashes: any of their bits do.
+    #[allow(clippy::cast_possible_truncation, reason = "any bits do")]
+    fn stripe(&self, bucket: BucketKey) -> Option<&AtomicU64> {
+        self.generations.get(bucket.0 as usize % STRIPES)
     }
 
     /// The decision on a request, if it is known to be denied. One of which a charge lands whatever the answer is always
     /// asked.
     pub(super) fn decide(&self, charges: &[Charge], now: Micros) -> Option<Decision> {
-        let generation = self.generation();
         let mut keys: SmallVec<[BucketKey; 4]> = charges.iter().map(|charge| charge.bucket).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -87,7 +118,7 @@ impl Denials {
                 .iter()
                 .filter(of_this)
                 .all(|charge| charge.limit == known.limit && !charge.hits.land_anyway());
-            if known.generation != generation || known.until <= now || !same {
+            if known.generation != self.generation(*key) || known.until <= now || !same {
                 return None;
             }
             buckets.push(known.bucket.clone());
@@ -98,9 +129,17 @@ impl Denials {
         decision.denied.then_some(decision)
     }
 
-    /// Remembers what a denied request, made at `asked` in `generation`, says of its buckets.
-    pub(super) fn remember(&self, charges: &[Charge], decision: &Decision, asked: Micros, generation: u64) {
-        if !decision.denied || self.longest == 0 || generation != self.generation() {
+    /// Remembers what a denied request, made at `asked` in `generations`, says of its buckets: for so long at most.
+    pub(super) fn remember(
+        &self,
+        charges: &[Charge],
+        decision: &Decision,
+        asked: Micros,
+        generations: &Generations,
+        longest: Micros,
+    ) {
+        let longest = longest.min(self.longest);
+        if !decision.denied || longest == 0 {
             return;
         }
         // Of a bucket that is named twice, a verdict does not say what it holds.
@@ -112,10 +151,12 @@ impl Denials {
             Outcome::Over(Retry::In(wait)) => Some(wait),
             Outcome::Over(Retry::Never) | Outcome::Fits => None,
         });
-        let wait = waits.max().unwrap_or(self.longest).min(self.longest);
-        for (charge, verdict) in
-            charges.iter().zip(&decision.verdicts).filter(|(charge, _)| once(charge) && is_smooth(charge))
-        {
+        let wait = waits.max().unwrap_or(longest).min(longest);
+        for ((charge, verdict), generation) in charges.iter().zip(&decision.verdicts).zip(generations) {
+            let generation = *generation;
+            if !once(charge) || !is_smooth(charge) || generation != self.generation(charge.bucket) {
+                continue;
+            }
             let bucket = bound(charge, verdict, asked);
             let until = asked.saturating_add(wait);
             if self.has_room(asked) {
@@ -195,7 +236,7 @@ mod tests {
             .collect();
         let places: Vec<usize> = (0..charges.len()).collect();
         let decision = decide(charges, &places, &mut buckets, NOW);
-        denials.remember(charges, &decision, NOW, denials.generation());
+        denials.remember(charges, &decision, NOW, &denials.generations(charges), Micros::MAX);
         decision
     }
 
@@ -246,19 +287,41 @@ mod tests {
         let denials = denials();
         learn(&denials, &[take(1, 1)], &[10]);
         assert!(!is_known(&denials, charge(1, Hits::GiveBack(1)), NOW));
-        let before = denials.generation();
-        let giving = denials.giving_back();
+        let before = denials.generations(&[take(1, 1)]);
+        let giving = denials.giving_back(&[charge(1, Hits::GiveBack(1))]);
         assert!(!is_known(&denials, take(1, 1), NOW), "it may have room by now");
-        let during = denials.generation();
+        let during = denials.generations(&[take(1, 1)]);
         drop(giving);
 
         let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         for older in [before, during] {
-            denials.remember(&[take(1, 1)], &denied, NOW, older);
+            denials.remember(&[take(1, 1)], &denied, NOW, &older, Micros::MAX);
             assert!(!is_known(&denials, take(1, 1), NOW), "asked before the tokens were back");
         }
-        denials.remember(&[take(1, 1)], &denied, NOW, denials.generation());
+        let now = denials.generations(&[take(1, 1)]);
+        denials.remember(&[take(1, 1)], &denied, NOW, &now, Micros::MAX);
         assert!(is_known(&denials, take(1, 1), NOW));
+    }
+
+    #[test]
+    fn what_is_given_back_to_one_bucket_leaves_what_is_known_of_others() {
+        let denials = denials();
+        learn(&denials, &[take(1, 1)], &[10]);
+        learn(&denials, &[take(2, 1)], &[10]);
+        // A request that gives back may take elsewhere.
+        drop(denials.giving_back(&[charge(1, Hits::GiveBack(1)), take(2, 1)]));
+        assert!(!is_known(&denials, take(1, 1), NOW));
+        assert!(is_known(&denials, take(2, 1), NOW));
+    }
+
+    #[test]
+    fn what_may_soon_change_is_remembered_for_a_shorter_time() {
+        let denials = denials();
+        let decision = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        let now = denials.generations(&[take(1, 1)]);
+        denials.remember(&[take(1, 1)], &decision, NOW, &now, SECOND);
+        assert!(is_known(&denials, take(1, 1), NOW + SECOND - 1));
+        assert!(!is_known(&denials, take(1, 1), NOW + SECOND));
     }
 
     #[test]
@@ -289,7 +352,7 @@ mod tests {
         let denials = denials();
         let twice = [take(1, 6), take(1, 6)];
         let decision = decide(&twice, &[0, 0], &mut [Bucket::FULL], NOW);
-        denials.remember(&twice, &decision, NOW, denials.generation());
+        denials.remember(&twice, &decision, NOW, &denials.generations(&twice), Micros::MAX);
         assert!(denials.known.is_empty());
     }
 
@@ -298,10 +361,16 @@ mod tests {
         let denials = denials();
         let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         for bucket in 0..CAPACITY as u128 + 10_000 {
-            denials.remember(&[take(bucket, 1)], &denied, NOW, 0);
+            denials.remember(&[take(bucket, 1)], &denied, NOW, &smallvec::smallvec![0], Micros::MAX);
         }
         assert!(denials.known.len() <= CAPACITY);
-        denials.remember(&[take(u128::MAX, 1)], &denied, NOW + 60 * SECOND, 0);
+        denials.remember(
+            &[take(u128::MAX, 1)],
+            &denied,
+            NOW + 60 * SECOND,
+            &smallvec::smallvec![0],
+            Micros::MAX,
+        );
         assert_eq!(denials.known.len(), 1, "what has run out makes room");
     }
 }

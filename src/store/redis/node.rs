@@ -306,3 +306,6 @@ fn probe() -> Charge {
         on_redis_failure: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

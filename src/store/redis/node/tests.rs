@@ -1,0 +1,121 @@
+//! A node with a real Redis that stalls, and with none.
+
+use super::super::Address;
+use super::super::server::RedisServer;
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn tuning() -> Tuning {
+    // A stall is not to end the connection in these tests, however slow the machine.
+    Tuning { ping: PATIENCE, ..Tuning::default() }
+}
+
+async fn connected(server: &RedisServer) -> Arc<Node> {
+    let address = Address::parse(&server.url()).unwrap();
+    let node = Node::new(Resolver::Fixed(address), tuning(), 7);
+    let until = clock::instant() + PATIENCE;
+    while !node.links.iter().all(Link::is_connected) {
+        assert!(clock::instant() < until, "it does not connect");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node
+}
+
+fn take(hits: u64) -> Charge {
+    let limit = Limit::new(1_000.try_into().unwrap(), 86_400_000_000.try_into().unwrap());
+    Charge { bucket: BucketKey(1), hits: Hits::Take(hits), mode: Mode::Enforced, limit, ..probe() }
+}
+
+async fn ask(node: &Arc<Node>, within: Duration) -> Result<Decision, Failure> {
+    node.decide(Part::ONLY, &[take(1)], [Bytes::from_static(b"weir:one")], clock::instant() + within).await
+}
+
+fn left(decision: &Decision) -> u32 {
+    decision.verdicts[0].remaining
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_redis_is_sent_no_more_than_two_batches_and_what_became_of_late_calls_can_be_learned() {
+    let server = RedisServer::start();
+    let node = connected(&server).await;
+    assert_eq!(left(&ask(&node, PATIENCE).await.unwrap()), 999);
+
+    server.pause();
+    let mut late = Vec::new();
+    for _ in 0..6 {
+        let failure = ask(&node, Duration::from_millis(20)).await.unwrap_err();
+        assert!(failure.error.may_have_landed(), "{failure}");
+        late.push(failure.pending.expect("it is still to come"));
+    }
+    let fresh = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { ask(&node, PATIENCE).await })
+    };
+    while node.waiting() < 5 {
+        tokio::task::yield_now().await;
+    }
+    server.resume();
+    let fresh = fresh.await.unwrap().expect("those that are late do not make it late");
+    let mut outcomes = vec![Ok(left(&fresh))];
+    for pending in late {
+        outcomes.push(pending.outcome().await.map(|decision| left(&decision)));
+    }
+    // In some order, because there are two connections: the two batches that were under way, and no more of the late.
+    outcomes[..3].sort_by_key(|outcome| outcome.clone().ok());
+    let unsent = || Err(StoreError::Unsent);
+    assert_eq!(outcomes, [Ok(996), Ok(997), Ok(998), unsent(), unsent(), unsent(), unsent()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_ends_by_an_error_of_ours_gives_its_lane_back_and_those_that_wait_are_served() {
+    let server = RedisServer::start();
+    let node = connected(&server).await;
+    let push = |hits| {
+        let named = NamedCharge { charge: take(hits), name: Bytes::from_static(b"weir:one") };
+        node.queue.push(Part::ONLY, [named].into_iter().collect(), clock::instant() + PATIENCE).unwrap()
+    };
+    let (first, lane) = push(1);
+    let (second, other) = push(2);
+    let (third, none) = push(3);
+    assert!(none.is_none(), "both lanes are taken");
+    for lane in [lane, other] {
+        let held = (Arc::clone(&node), lane);
+        let panicking = tokio::spawn(async move {
+            let (node, lane) = held;
+            let _held = Held { node: &node, lane };
+            panic!("an error of ours");
+        });
+        assert!(panicking.await.is_err());
+    }
+    for answer in [first, second, third] {
+        assert!(Pending(answer).outcome().await.is_ok());
+    }
+    let end = clock::instant() + PATIENCE;
+    assert!(ask(&node, PATIENCE).await.is_ok() && clock::instant() < end);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
+    let server = RedisServer::start();
+    let node = connected(&server).await;
+    node.probe(PATIENCE).await.unwrap();
+    let mut connection = server.connection();
+    let until = clock::instant() + PATIENCE;
+    while redis::cmd("EXISTS").arg(&node.probe.name[..]).query::<bool>(&mut connection).unwrap() {
+        assert!(clock::instant() < until, "it stays");
+    }
+    redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query::<()>(&mut connection).unwrap();
+    assert_eq!(node.probe(PATIENCE).await.unwrap_err().class(), Class::OutOfMemory);
+    server.pause();
+    assert_eq!(node.probe(Duration::from_millis(20)).await.unwrap_err().class(), Class::Late);
+    server.resume();
+}
+
+#[tokio::test]
+async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
+    let node = Node::new(Resolver::Fixed(Address::parse("redis://127.0.0.1:1").unwrap()), tuning(), 7);
+    let failure = ask(&node, PATIENCE).await.unwrap_err();
+    assert_eq!(failure.error, StoreError::Disconnected(Class::Unreachable));
+    assert!(failure.pending.is_none() && !failure.error.may_have_landed());
+}
