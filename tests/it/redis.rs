@@ -159,8 +159,9 @@ async fn a_script_that_is_forgotten_and_connections_that_are_cut_neither_lose_no
                     line.split(' ').find_map(|field| field.strip_prefix(name)).map(str::to_owned)
                 };
                 let own: u64 = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
-                let mut busy = clients.lines().filter(|line| field(line, "id=") != Some(own.to_string()));
-                if let Some(id) = busy.next_back().and_then(|line| field(line, "id=")) {
+                let others = clients.lines().filter(|line| field(line, "id=") != Some(own.to_string()));
+                let newest = others.skip(1).last();
+                if let Some(id) = newest.and_then(|line| field(line, "id=")) {
                     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<()>(&mut connection).unwrap();
                 }
             }

@@ -14,6 +14,9 @@ use crate::store::StoreError;
 /// A timer that fires so much late has found this process asleep, not Redis.
 const STALL: Duration = Duration::from_millis(5);
 
+/// So much longer Redis's answer is then waited for: it may be there, and only has to be read.
+const GRACE: Duration = Duration::from_millis(2);
+
 /// How many times a late call looks again: once for the connection to read, once for the batch to be told, once for the
 /// call to be.
 const LOOKS: usize = 3;
@@ -50,8 +53,15 @@ impl Pending {
 
     /// The answer, if it comes by a deadline.
     pub(super) async fn by(mut self, deadline: Instant) -> Result<Decision, Failure> {
+        let mut deadline = deadline;
         if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
             return read(answer).map_err(Failure::from);
+        }
+        if clock::instant().saturating_duration_since(deadline) > STALL {
+            deadline = clock::instant() + GRACE;
+            if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
+                return read(answer).map_err(Failure::from);
+            }
         }
         // An answer that can be read by now beats the timer.
         let late = clock::instant().saturating_duration_since(deadline);
