@@ -75,7 +75,7 @@ impl Denials {
 
     /// What was asked before now of buckets that are given back to, or is asked while this is held, is not remembered.
     pub(super) fn giving_back(&self, charges: &[Charge]) -> GivingBack<'_> {
-        let given = charges.iter().filter(|charge| matches!(charge.hits, Hits::GiveBack(_)));
+        let given = charges.iter().filter(|charge| charge.hits.give_back());
         let buckets: SmallVec<[BucketKey; 2]> = given.map(|charge| charge.bucket).collect();
         self.begin_generation(&buckets);
         GivingBack { denials: self, buckets }
