@@ -17,6 +17,7 @@ use crate::rules::{self, LoadError, RuleSet};
 use crate::settings::{self, Settings};
 use crate::telemetry;
 
+mod check;
 mod descriptor;
 mod explain;
 mod hit;
@@ -41,12 +42,8 @@ enum Command {
 
     /// Say what a directory of rule files holds, or everything that is wrong with it
     ///
-    /// Exits with 0 when the rules can be used and with 64 when they cannot.
-    Check {
-        /// Directory of rule files, or a single file
-        #[arg(env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
-        rules: PathBuf,
-    },
+    /// Exits with 0 when the rules can be used and with 64 when they cannot, so it can be a step in CI.
+    Check(check::Check),
 
     /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
     Explain {
@@ -80,7 +77,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     match command {
         Command::Serve(settings) => serve(*settings),
-        Command::Check { rules } => check(&rules),
+        Command::Check(check) => check.run(),
         Command::Explain { rules, domain, descriptors } => match load(&rules) {
             Ok(set) => answer(&explain::explain(&set, &domain, &descriptors)),
             Err(code) => code,
@@ -136,23 +133,6 @@ fn termination() -> Result<impl Future<Output = ()> + Send, app::Error> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-fn check(path: &std::path::Path) -> ExitCode {
-    let set = match load(path) {
-        Ok(set) => set,
-        Err(code) => return code,
-    };
-    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    let mut text = format!("{}: {}\n", path.display(), plural(set.files(), "file"));
-    for (name, domain) in set.domains() {
-        text.push_str(&format!("  domain {name}: {}\n", plural(domain.len(), "limit")));
-    }
-    match set.warnings().len() {
-        0 => text.push_str("ok\n"),
-        warnings => text.push_str(&format!("ok, with {}\n", plural(warnings, "warning"))),
-    }
-    answer(&text)
 }
 
 /// Loads rules, and prints what is wrong or odd about them.

@@ -45,6 +45,7 @@ pub struct RuleSet {
     domains: BTreeMap<Box<str>, Domain>,
     files: usize,
     warnings: Vec<Problem>,
+    hash: Option<ContentHash>,
 }
 
 /// Why there are no rules.
@@ -104,7 +105,7 @@ impl RuleSet {
         if found.iter().any(|problem| problem.severity == Severity::Error) {
             return Err(LoadError::Rejected(found));
         }
-        Ok(Self { domains, files, warnings: found })
+        Ok(Self { domains, files, warnings: found, hash: None })
     }
 
     /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now, and
@@ -148,6 +149,12 @@ impl RuleSet {
     /// All domains, by name.
     pub fn domains(&self) -> impl Iterator<Item = (&str, &Domain)> {
         self.domains.iter().map(|(name, domain)| (&**name, domain))
+    }
+
+    /// Says which files the rules are from, if they are from files.
+    #[must_use]
+    pub fn hash(&self) -> Option<ContentHash> {
+        self.hash
     }
 
     /// How many files the rules are from.

@@ -135,7 +135,8 @@ impl Files {
                 }
             }
         }
-        RuleSet::finish(compiler, self.found.len())
+        let set = RuleSet::finish(compiler, self.found.len())?;
+        Ok(RuleSet { hash: Some(self.hash), ..set })
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 use weir::proto::RateLimitServiceClient;
 
 use crate::support::server::{request, rules};
@@ -113,24 +114,110 @@ fn an_address_that_is_taken_ends_the_start_with_1() {
     assert!(error.contains(&format!("cannot listen on {address}")), "{error}");
 }
 
+/// A directory with two good files, of which one is odd.
+fn odd_rules() -> TempDir {
+    let directory = rules(RULES);
+    let odd = "domain: web\ndescriptors:\n  - { key: a, shadow_mode: true }\n";
+    fs::write(directory.path().join("more.yml"), odd).unwrap();
+    directory
+}
+
 #[test]
 fn check_says_what_is_there_and_what_is_odd() {
-    let directory = rules(RULES);
-    fs::write(
-        directory.path().join("more.yml"),
-        "domain: web\ndescriptors:\n  - { key: a, shadow_mode: true }\n",
-    )
-    .unwrap();
-    let (code, printed, error) = run(&["check", directory.path().to_str().unwrap()], &[]);
+    let directory = odd_rules();
+    let path = directory.path().to_str().unwrap();
+    let (code, printed, error) = run(&["check", path], &[]);
     assert_eq!(code, 0, "{error}");
     let said = printed.lines().skip(1).collect::<Vec<_>>();
-    assert_eq!(said, ["  domain api: 1 limit", "  domain web: 0 limits", "ok, with 1 warning"]);
+    assert!(said[0].starts_with("  hash ") && said[0].len() == "  hash ".len() + 64, "{printed}");
+    assert_eq!(said[1..], ["  domain api: 1 limit", "  domain web: 0 limits", "ok, with 1 warning"]);
     assert!(error.contains("descriptors[0].shadow_mode: warning: says nothing without"), "{error}");
+
+    for strict in ["--deny-warnings", "--strict"] {
+        let (code, printed, _) = run(&["check", strict, path], &[]);
+        assert_eq!(code, 64);
+        assert!(printed.ends_with("not ok: 1 warning, and --deny-warnings\n"), "{printed}");
+    }
 
     let empty = tempfile::tempdir().unwrap();
     let (code, _, error) = run(&["check", empty.path().to_str().unwrap()], &[]);
     assert_eq!(code, 64);
     assert!(error.contains("no *.yaml or *.yml file in this directory"), "{error}");
+}
+
+#[test]
+fn check_answers_in_json_with_everything_that_is_wrong() {
+    let check = |path: &Path, arguments: &[&str]| {
+        let (code, printed, error) =
+            run(&[&["check", "--format", "json", path.to_str().unwrap()], arguments].concat(), &[]);
+        assert_eq!(error, "", "all of it is on standard output");
+        (
+            code,
+            serde_json::from_str::<serde_json::Value>(&printed.replace(path.to_str().unwrap(), "RULES"))
+                .unwrap(),
+        )
+    };
+    let odd = odd_rules();
+    for (arguments, code) in [(&[][..], 0), (&["--deny-warnings"], 64)] {
+        let (exit, mut report) = check(odd.path(), arguments);
+        let hash = report.as_object_mut().unwrap().remove("hash").unwrap();
+        assert_eq!((exit, hash.as_str().unwrap().len()), (code, 64));
+        let expected = serde_json::json!({
+            "ok": code == 0,
+            "path": "RULES",
+            "files": 2,
+            "domains": [ { "name": "api", "limits": 1 }, { "name": "web", "limits": 0 } ],
+            "errors": 0,
+            "warnings": 1,
+            "problems": [ {
+                "severity": "warning", "file": "RULES/more.yml", "line": 3, "column": 28,
+                "path": "descriptors[0].shadow_mode", "message": report["problems"][0]["message"],
+            } ],
+        });
+        assert_eq!(report, expected);
+    }
+
+    fs::write(odd.path().join("bad.yaml"), "domain: api\ndescriptors: [ { key: '' }, { kye: a } ]\n")
+        .unwrap();
+    let (code, report) = check(odd.path(), &[]);
+    assert_eq!(
+        (code, &report["ok"], &report["errors"], &report["warnings"]),
+        (64, &false.into(), &3.into(), &1.into())
+    );
+    assert_eq!(report["problems"][0]["message"], "the key is empty");
+    assert_eq!(report["problems"][0]["file"], "RULES/bad.yaml");
+
+    let empty = tempfile::tempdir().unwrap();
+    let (code, report) = check(empty.path(), &[]);
+    let problem = serde_json::json!(
+        { "severity": "error", "file": "RULES", "message": "no *.yaml or *.yml file in this directory" }
+    );
+    assert_eq!(
+        (code, &report["errors"], &report["problems"]),
+        (64, &1.into(), &serde_json::json!([problem]))
+    );
+}
+
+#[test]
+fn check_tells_github_what_is_wrong_beside_the_line() {
+    let directory = odd_rules();
+    fs::write(directory.path().join("a,b.yaml"), "domain: x\ndescriptors:\n  - { key: '100%*' }\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    let output =
+        command.args(["check", "--format=github", "."]).current_dir(directory.path()).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let mut lines = printed.lines();
+    assert_eq!(
+        lines.next(),
+        Some(
+            "::error file=a%2Cb.yaml,line=3,col=12,title=weir check::descriptors[0].key: \
+             a key has no wildcards: put the `*` into `value`"
+        )
+    );
+    let warning = "::warning file=more.yml,line=3,col=28,title=weir check::descriptors[0].shadow_mode: ";
+    assert!(lines.next().unwrap().starts_with(warning), "{printed}");
+    assert_eq!((lines.next(), lines.next()), (Some("not ok: 1 error, 1 warning"), None));
+    assert_eq!(output.status.code(), Some(64));
 }
 
 #[test]
