@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 
 use crate::rules::Following;
-use crate::store::{Address, Files};
+use crate::store::{Files, Target};
 
 /// Settings of `weir serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,8 +33,9 @@ pub struct Settings {
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///
-    /// As `redis://user:password@host:port/database`, of which only the host is needed, `rediss://` for TLS, or
-    /// `redis+unix:///path/to/socket`.
+    /// As `redis://user:password@host:port/database`, of which only the host is needed, `rediss://` for TLS,
+    /// `redis+unix:///path/to/socket`, or `redis+sentinel://host:port,host:port/service/database` for a primary under
+    /// sentinels.
     #[arg(long, env = "WEIR_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<RedisUrl>,
 
@@ -157,6 +158,14 @@ pub struct RedisFiles {
     #[arg(long, env = "WEIR_REDIS_PASSWORD_FILE", value_name = "FILE", requires = "redis")]
     pub redis_password_file: Option<PathBuf>,
 
+    /// File with the name of the sentinels' user, in place of the URL's
+    #[arg(long, env = "WEIR_REDIS_SENTINEL_USERNAME_FILE", value_name = "FILE", requires = "redis")]
+    pub redis_sentinel_username_file: Option<PathBuf>,
+
+    /// File with the password for the sentinels, in place of the URL's
+    #[arg(long, env = "WEIR_REDIS_SENTINEL_PASSWORD_FILE", value_name = "FILE", requires = "redis")]
+    pub redis_sentinel_password_file: Option<PathBuf>,
+
     /// PEM file of the authorities that Redis's certificate may be signed by, in place of the system's
     #[arg(long, env = "WEIR_REDIS_CA", value_name = "FILE", requires = "redis")]
     pub redis_ca: Option<PathBuf>,
@@ -181,17 +190,18 @@ impl Settings {
     ///
     /// # Errors
     /// When a file cannot be read, or makes no sense with the rest, in a line.
-    pub fn redis(&self) -> Result<Option<Address>, String> {
-        let RedisFiles { redis_username_file, redis_password_file, redis_ca, redis_cert, redis_key } =
-            self.redis_files.clone();
+    pub fn redis(&self) -> Result<Option<Target>, String> {
+        let files = self.redis_files.clone();
         let files = Files {
-            username: redis_username_file,
-            password: redis_password_file,
-            ca: redis_ca,
-            certificate: redis_cert,
-            key: redis_key,
+            username: files.redis_username_file,
+            password: files.redis_password_file,
+            ca: files.redis_ca,
+            certificate: files.redis_cert,
+            key: files.redis_key,
+            sentinel_username: files.redis_sentinel_username_file,
+            sentinel_password: files.redis_sentinel_password_file,
         };
-        self.redis.as_ref().map(|RedisUrl(url)| Address::parse(url)?.with_files(files)).transpose()
+        self.redis.as_ref().map(|RedisUrl(url)| Target::parse(url, &files)).transpose()
     }
 }
 

@@ -25,15 +25,20 @@ mod pending;
 mod queue;
 mod resolver;
 mod script;
+mod sentinel;
+mod target;
 mod trouble;
 mod tuning;
+mod url;
 
 pub use address::{Address, Files};
 pub use node::Node;
 pub use pending::{Failure, Pending};
+pub use target::Target;
 pub use tuning::Tuning;
 
 use resolver::Resolver;
+use sentinel::Sentinels;
 
 /// Buckets that a request can be decided on at once: all of one server, or those of one slot of a Cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,13 +56,20 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Uses the Redis at `address`, and begins to connect to it. Must be called within a tokio runtime.
+    /// Uses the Redis that `target` leads to, and begins to connect to it. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the system has no randomness to give for this process's name.
-    pub fn new(address: &Address, tuning: Tuning) -> Result<Self, getrandom::Error> {
+    pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
-        Ok(Self { node: Node::new(Resolver::Fixed(address.clone()), tuning, process) })
+        let resolver = match target.clone() {
+            Target::Server(address) => Resolver::Fixed(address),
+            Target::Sentinels { service, sentinels, server } => {
+                let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
+                Resolver::Sentinels(Arc::new(sentinels))
+            }
+        };
+        Ok(Self { node: Node::new(resolver, tuning, process) })
     }
 
     /// Where the bucket of this name is. A request is decided at once when its buckets are all in one part.

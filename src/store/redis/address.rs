@@ -7,14 +7,11 @@ use std::path::{Path, PathBuf};
 
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, TlsCertificates,
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo,
+    TlsCertificates,
 };
 
-/// The forms that a URL may have.
-const FORMS: &str = "write redis://user:password@host:port/database, of which only the host is needed, rediss:// for \
-                     TLS, or redis+unix:///path/to/socket";
-
-/// A Redis. Shows no secrets.
+/// A Redis server. Shows no secrets.
 #[derive(Clone)]
 pub struct Address {
     info: ConnectionInfo,
@@ -34,42 +31,47 @@ pub struct Files {
     pub certificate: Option<PathBuf>,
     /// The key of that, PEM.
     pub key: Option<PathBuf>,
+    /// The name of the sentinels' user, in place of the URL's.
+    pub sentinel_username: Option<PathBuf>,
+    /// The password for the sentinels, in place of the URL's.
+    pub sentinel_password: Option<PathBuf>,
 }
 
 impl Address {
-    /// Reads a URL.
-    ///
-    /// # Errors
-    /// What is wrong with it, in a line.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        let info = url.into_connection_info().map_err(|error| format!("{error}; {FORMS}"))?;
-        // A batch is one small message, and must not wait for another to travel with.
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        if let ConnectionAddr::TcpTls { insecure: true, .. } = info.addr() {
-            return Err(
-                "`#insecure` would let anybody answer for Redis; name its authority with --redis-ca".into()
-            );
+    /// A server at `addr`, with a user and a password for it, and files that say more.
+    pub(super) fn new(
+        addr: ConnectionAddr,
+        (user, password): (Option<String>, Option<String>),
+        database: i64,
+        files: Files,
+    ) -> Result<Self, String> {
+        let mut settings = RedisConnectionInfo::default().set_db(database);
+        if let Some(user) = user {
+            settings = settings.set_username(user);
         }
-        Ok(Self { info, files: Files::default() })
+        if let Some(password) = password {
+            settings = settings.set_password(password);
+        }
+        let info = addr.into_connection_info().map_err(|error| error.to_string())?;
+        // A batch is one small message, and must not wait for another to travel with.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        Ok(Self { info: info.set_redis_settings(settings).set_tcp_settings(tcp), files })
     }
 
-    /// The same Redis, of which these files say more.
-    ///
-    /// # Errors
-    /// When one of them cannot be read, or makes no sense with the rest, in a line.
-    pub fn with_files(mut self, files: Files) -> Result<Self, String> {
-        let tls = matches!(self.info.addr(), ConnectionAddr::TcpTls { .. });
-        if !tls && (files.ca.is_some() || files.certificate.is_some() || files.key.is_some()) {
-            return Err("certificates are for TLS: the URL begins with rediss:// then".into());
-        }
-        if files.certificate.is_some() != files.key.is_some() {
-            return Err(
-                "a client's certificate and its key come together: --redis-cert and --redis-key".into()
-            );
-        }
-        self.files = files;
-        self.client()?;
-        Ok(self)
+    /// Another server, of which all is true that is of this one but for where it is.
+    pub(super) fn at(&self, host: &str, port: u16) -> Self {
+        let addr = match self.info.addr() {
+            ConnectionAddr::TcpTls { insecure, .. } => {
+                ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: *insecure, tls_params: None }
+            }
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        Self { info: self.info.clone().set_addr(addr), files: self.files.clone() }
+    }
+
+    /// Whether another one is at the same place.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.info.addr() == other.info.addr()
     }
 
     /// A client for it, from what is in the files now.

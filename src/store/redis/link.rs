@@ -135,19 +135,9 @@ impl Kept {
     /// Returns once the connection is broken; asks it whether it is still there when nobody else finds out.
     async fn watch(&self, live: &Arc<Live>, say: bool) {
         let reason = loop {
-            let broken = tokio::time::timeout(self.tuning.ping, self.broken.notified()).await;
-            if broken.is_ok() {
-                return;
-            }
-            let mut connection = live.connection.clone();
-            let ping = redis::cmd("PING");
-            match tokio::time::timeout(self.tuning.ping, ping.query_async::<Value>(&mut connection)).await {
-                Err(_) => break Trouble::new(Class::Late, "no answer to PING"),
-                Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => {
-                    break error.into();
-                }
-                // Whatever it answers, it is there.
-                Ok(_) => {}
+            tokio::select! {
+                () = self.broken.notified() => return,
+                reason = self.look(live) => if let Some(reason) = reason { break reason },
             }
         };
         self.note(reason.class);
@@ -156,6 +146,24 @@ impl Kept {
         }
         // Rung for the same connection meanwhile, perhaps: it is not the next one's.
         _ = tokio::time::timeout(Duration::ZERO, self.broken.notified()).await;
+    }
+
+    /// Waits a while, and then says what is wrong with a connection: it is not there any more, or leads to the wrong server.
+    async fn look(&self, live: &Live) -> Option<Trouble> {
+        let within = self.tuning.ping;
+        tokio::time::sleep(within).await;
+        let mut connection = live.connection.clone();
+        let ping = redis::cmd("PING");
+        let (pong, moved) = tokio::join!(
+            tokio::time::timeout(within, ping.query_async::<Value>(&mut connection)),
+            self.resolver.moved_from(&live.address),
+        );
+        match pong {
+            Err(_) => Some(Trouble::new(Class::Late, "no answer to PING")),
+            Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => Some(error.into()),
+            // Whatever it answers, it is there.
+            Ok(_) => moved,
+        }
     }
 
     /// Gives up a connection that is broken; false if somebody else has.
@@ -216,10 +224,19 @@ async fn connect(
     tuning: &Tuning,
 ) -> Result<(MultiplexedConnection, Address, String), Trouble> {
     // To find out where to, to connect, and to ask who is there.
-    let within = 2 * tuning.connect_timeout;
+    let within = 3 * tuning.connect_timeout;
     let connecting = async {
         let address = resolver.resolve().await?;
-        let (connection, info) = connect_to(&address, tuning).await?;
+        let (connection, info) = connect_to(&address, tuning).await.map_err(|mut trouble| {
+            if resolver.wants_primary() {
+                trouble.said = format!("{address}, which is said to be the primary: {}", trouble.said);
+            }
+            trouble
+        })?;
+        if resolver.wants_primary() && told(&info, "role") != Some("master") {
+            let said = format!("{address} is said to be the primary, and is none");
+            return Err(Trouble::new(Class::ReadOnly, said));
+        }
         Ok((connection, address, info))
     };
     tokio::time::timeout(within, connecting)

@@ -1,15 +1,20 @@
 //! Who is to be connected to: asked anew for each attempt, since the answer may change.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::Address;
+use super::sentinel::Sentinels;
 use super::trouble::Trouble;
+use crate::store::Class;
 
 /// Says where a connection is to lead to.
 #[derive(Clone, Debug)]
 pub(super) enum Resolver {
     /// Always there.
     Fixed(Address),
+    /// To the server that sentinels say is the primary.
+    Sentinels(Arc<Sentinels>),
 }
 
 impl Resolver {
@@ -17,6 +22,27 @@ impl Resolver {
     pub(super) async fn resolve(&self) -> Result<Address, Trouble> {
         match self {
             Self::Fixed(address) => Ok(address.clone()),
+            Self::Sentinels(sentinels) => sentinels.primary().await,
+        }
+    }
+
+    /// Whether the server has to say of itself that it is a primary: who names it may be behind.
+    pub(super) fn wants_primary(&self) -> bool {
+        matches!(self, Self::Sentinels(_))
+    }
+
+    /// What is wrong with a connection to `address` by now, although it works: that it should lead to somebody else.
+    pub(super) async fn moved_from(&self, address: &Address) -> Option<Trouble> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Sentinels(sentinels) => match sentinels.primary().await {
+                Ok(primary) if !primary.is_at(address) => Some(Trouble::new(
+                    Class::ReadOnly,
+                    format!("the sentinels name another primary: {primary}"),
+                )),
+                // Who does not answer gives no reason to leave what works.
+                _ => None,
+            },
         }
     }
 }
@@ -26,6 +52,7 @@ impl fmt::Display for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(address) => address.fmt(f),
+            Self::Sentinels(sentinels) => sentinels.fmt(f),
         }
     }
 }

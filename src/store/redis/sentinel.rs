@@ -1,0 +1,201 @@
+//! Which server is the primary, as sentinels say.
+//!
+//! All of them are asked at once, over connections that are kept; once more than half have answered, nobody waits for the
+//! rest. They may disagree for a moment: each failover has a higher number (its configuration epoch), and what is said
+//! under the highest is the newest. So a sentinel that was cut off together with an old primary leads nobody back to it,
+//! while another can be heard.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use redis::AsyncConnectionConfig;
+use redis::aio::MultiplexedConnection;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Address;
+use super::trouble::Trouble;
+use crate::clock;
+use crate::store::Class;
+
+/// Sentinels that watch one primary.
+#[derive(Debug)]
+pub(super) struct Sentinels {
+    service: String,
+    sentinels: Vec<Address>,
+    /// How to be let in by the primary, wherever it is.
+    server: Address,
+    /// How long all of them together may take.
+    within: Duration,
+    asked: Mutex<Asked>,
+}
+
+/// What came of asking.
+#[derive(Default)]
+struct Asked {
+    /// To each sentinel.
+    connections: Vec<Option<MultiplexedConnection>>,
+    /// When they were asked last, and what they said.
+    last: Option<(Instant, Result<Address, Trouble>)>,
+}
+
+impl fmt::Debug for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+/// What a sentinel says of the primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Said {
+    /// The number of the failover that made it the primary.
+    epoch: u64,
+    host: String,
+    port: u16,
+}
+
+impl Sentinels {
+    pub(super) fn new(service: String, sentinels: Vec<Address>, server: Address, within: Duration) -> Self {
+        let asked = Mutex::new(Asked { connections: vec![None; sentinels.len()], last: None });
+        Self { service, sentinels, server, within, asked }
+    }
+
+    /// Where the primary is by now.
+    pub(super) async fn primary(&self) -> Result<Address, Trouble> {
+        let now = clock::instant();
+        let mut asked = self.asked.lock().await;
+        match &asked.last {
+            // Another connection has asked while this one waited for its turn.
+            Some((at, answer)) if *at >= now => answer.clone(),
+            _ => {
+                let at = clock::instant();
+                let answer = self.ask(&mut asked.connections).await;
+                asked.last = Some((at, answer.clone()));
+                answer
+            }
+        }
+    }
+
+    async fn ask(&self, connections: &mut [Option<MultiplexedConnection>]) -> Result<Address, Trouble> {
+        let mut asking = JoinSet::new();
+        for (index, (sentinel, connection)) in self.sentinels.iter().zip(connections.iter_mut()).enumerate() {
+            let (sentinel, service, within) = (sentinel.clone(), self.service.clone(), self.within);
+            // Taken out: one that does not answer in time is not asked again.
+            let connection = connection.take();
+            asking.spawn(async move {
+                let answer = tokio::time::timeout(within, ask(&sentinel, connection, &service)).await;
+                (index, answer.unwrap_or_else(|_| Err(Trouble::new(Class::Late, "no answer"))))
+            });
+        }
+        let mut heard = Vec::new();
+        let mut troubles: Vec<Option<Trouble>> = vec![None; self.sentinels.len()];
+        while let Some(answer) = asking.join_next().await {
+            let Ok((index, answer)) = answer else { continue };
+            match answer {
+                Ok((connection, said)) => {
+                    heard.push(said);
+                    if let Some(kept) = connections.get_mut(index) {
+                        *kept = Some(connection);
+                    }
+                    if heard.len() > self.sentinels.len() / 2 {
+                        break;
+                    }
+                }
+                Err(trouble) => _ = troubles.get_mut(index).map(|place| *place = Some(trouble)),
+            }
+        }
+        match newest(heard) {
+            Some(said) => Ok(self.server.at(&said.host, said.port)),
+            None => Err(self.silence(&troubles)),
+        }
+    }
+
+    /// What is wrong when none of them says who is primary.
+    fn silence(&self, troubles: &[Option<Trouble>]) -> Trouble {
+        let class = troubles.iter().flatten().next().map_or(Class::Unreachable, |trouble| trouble.class);
+        let said: Vec<String> = self
+            .sentinels
+            .iter()
+            .zip(troubles)
+            .filter_map(|(sentinel, trouble)| Some(format!("{sentinel}: {}", trouble.as_ref()?.said)))
+            .collect();
+        Trouble::new(class, format!("no sentinel says who is primary: {}", said.join("; ")))
+    }
+}
+
+/// What the primary is called, and who is asked.
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of ", self.service)?;
+        for (index, sentinel) in self.sentinels.iter().enumerate() {
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            sentinel.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks one sentinel, over the connection that was kept if that still works, or else over a new one.
+async fn ask(
+    sentinel: &Address,
+    kept: Option<MultiplexedConnection>,
+    service: &str,
+) -> Result<(MultiplexedConnection, Said), Trouble> {
+    if let Some(mut connection) = kept
+        && let Ok(said) = question(&mut connection, service).await
+    {
+        return Ok((connection, said));
+    }
+    let client = sentinel.client().map_err(|said| Trouble::new(Class::Other, said))?;
+    // Whoever asks bounds the time.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let said = question(&mut connection, service).await?;
+    Ok((connection, said))
+}
+
+async fn question(connection: &mut MultiplexedConnection, service: &str) -> Result<Said, Trouble> {
+    let mut question = redis::cmd("SENTINEL");
+    question.arg("MASTER").arg(service);
+    let fields: HashMap<String, String> = question.query_async(connection).await.map_err(|error| {
+        if error.to_string().contains("No such master") {
+            Trouble::new(Class::Other, format!("it knows no primary that is called `{service}`"))
+        } else {
+            error.into()
+        }
+    })?;
+    let strange = || Trouble::new(Class::WrongShape, "what it says of the primary is not understood");
+    Ok(Said {
+        epoch: fields.get("config-epoch").and_then(|epoch| epoch.parse().ok()).ok_or_else(strange)?,
+        host: fields.get("ip").filter(|host| !host.is_empty()).ok_or_else(strange)?.clone(),
+        port: fields.get("port").and_then(|port| port.parse().ok()).ok_or_else(strange)?,
+    })
+}
+
+/// What is said under the highest number; of those that say the same number, what most say.
+fn newest(heard: Vec<Said>) -> Option<Said> {
+    let count = |said: &Said| heard.iter().filter(|other| *other == said).count();
+    heard.iter().max_by_key(|said| (said.epoch, count(said))).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(epoch: u64, host: &str) -> Said {
+        Said { epoch, host: host.to_owned(), port: 6379 }
+    }
+
+    #[test]
+    fn the_newest_failover_counts_and_then_what_most_say() {
+        assert_eq!(newest(vec![said(1, "old"), said(1, "old"), said(2, "new")]), Some(said(2, "new")));
+        assert_eq!(newest(vec![said(2, "new"), said(1, "old")]), Some(said(2, "new")));
+        assert_eq!(newest(vec![said(0, "a"), said(0, "b"), said(0, "b")]), Some(said(0, "b")));
+        assert_eq!(newest(vec![said(0, "b"), said(0, "b"), said(0, "a")]), Some(said(0, "b")));
+        assert_eq!(newest(vec![]), None);
+    }
+}
