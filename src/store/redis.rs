@@ -63,7 +63,7 @@ impl RedisStore {
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
         let resolver = match target.clone() {
-            Target::Server(address) => Resolver::Fixed(address),
+            Target::Server(address) => Resolver::Fixed(Arc::new(address)),
             Target::Sentinels { service, sentinels, server } => {
                 let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
                 Resolver::Sentinels(Arc::new(sentinels))

@@ -15,5 +15,6 @@ mod fuzz;
 mod protocol;
 mod redis;
 mod reload;
+mod sentinel;
 mod shipped;
 mod wire;

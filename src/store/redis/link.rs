@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::Address;
-use super::resolver::Resolver;
+use super::resolver::{News, Resolver};
 use super::trouble::{Trouble, class};
 use super::tuning::Tuning;
 use crate::clock;
@@ -134,10 +134,11 @@ impl Kept {
 
     /// Returns once the connection is broken; asks it whether it is still there when nobody else finds out.
     async fn watch(&self, live: &Arc<Live>, say: bool) {
+        let mut news = self.resolver.news();
         let reason = loop {
             tokio::select! {
                 () = self.broken.notified() => return,
-                reason = self.look(live) => if let Some(reason) = reason { break reason },
+                reason = self.look(live, &mut news) => if let Some(reason) = reason { break reason },
             }
         };
         self.note(reason.class);
@@ -149,9 +150,10 @@ impl Kept {
     }
 
     /// Waits a while, and then says what is wrong with a connection: it is not there any more, or leads to the wrong server.
-    async fn look(&self, live: &Live) -> Option<Trouble> {
+    async fn look(&self, live: &Live, news: &mut News) -> Option<Trouble> {
         let within = self.tuning.ping;
-        tokio::time::sleep(within).await;
+        // Not before the time, or there is news of where it should lead to.
+        _ = tokio::time::timeout(within, news.heard()).await;
         let mut connection = live.connection.clone();
         let ping = redis::cmd("PING");
         let (pong, moved) = tokio::join!(

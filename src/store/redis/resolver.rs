@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::Address;
 use super::sentinel::Sentinels;
 use super::trouble::Trouble;
@@ -12,7 +14,7 @@ use crate::store::Class;
 #[derive(Clone, Debug)]
 pub(super) enum Resolver {
     /// Always there.
-    Fixed(Address),
+    Fixed(Arc<Address>),
     /// To the server that sentinels say is the primary.
     Sentinels(Arc<Sentinels>),
 }
@@ -21,7 +23,7 @@ impl Resolver {
     /// Where the next connection is to lead to. Whoever asks bounds the time.
     pub(super) async fn resolve(&self) -> Result<Address, Trouble> {
         match self {
-            Self::Fixed(address) => Ok(address.clone()),
+            Self::Fixed(address) => Ok(Address::clone(address)),
             Self::Sentinels(sentinels) => sentinels.primary().await,
         }
     }
@@ -29,6 +31,14 @@ impl Resolver {
     /// Whether the server has to say of itself that it is a primary: who names it may be behind.
     pub(super) fn wants_primary(&self) -> bool {
         matches!(self, Self::Sentinels(_))
+    }
+
+    /// Tells when it may be worth asking again.
+    pub(super) fn news(&self) -> News {
+        match self {
+            Self::Fixed(_) => News(None),
+            Self::Sentinels(sentinels) => News(Some(sentinels.news())),
+        }
     }
 
     /// What is wrong with a connection to `address` by now, although it works: that it should lead to somebody else.
@@ -43,6 +53,23 @@ impl Resolver {
                 // Who does not answer gives no reason to leave what works.
                 _ => None,
             },
+        }
+    }
+}
+
+/// Tells when it may be worth asking a resolver again.
+pub(super) struct News(Option<watch::Receiver<()>>);
+
+impl News {
+    /// Returns when something has happened since the last time.
+    pub(super) async fn heard(&mut self) {
+        // It ends with the resolver only.
+        let heard = match &mut self.0 {
+            Some(news) => news.changed().await.is_ok(),
+            None => false,
+        };
+        if !heard {
+            std::future::pending::<()>().await;
         }
     }
 }

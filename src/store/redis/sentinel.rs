@@ -1,9 +1,12 @@
 //! Which server is the primary, as sentinels say.
 //!
-//! All of them are asked at once, over connections that are kept; once more than half have answered, nobody waits for the
-//! rest. They may disagree for a moment: each failover has a higher number (its configuration epoch), and what is said
-//! under the highest is the newest. So a sentinel that was cut off together with an old primary leads nobody back to it,
-//! while another can be heard.
+//! All of them are asked at once, over connections that are kept; once more than half have answered, the rest have a
+//! moment left. They may disagree: each failover has a higher number (its configuration epoch), and what is said under the
+//! highest is the newest. So a sentinel that was cut off together with an old primary leads nobody back to it, while
+//! another can be heard.
+//!
+//! A primary that is replaced may live on for a while, and what it is charged then is lost. So each sentinel is also
+//! listened to: it tells when there is a new one.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,9 +14,10 @@ use std::time::Duration;
 
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 
 use super::Address;
 use super::trouble::Trouble;
@@ -30,7 +34,14 @@ pub(super) struct Sentinels {
     /// How long all of them together may take.
     within: Duration,
     asked: Mutex<Asked>,
+    /// Changes when one of them tells of a new primary.
+    news: watch::Sender<()>,
+    /// Listens to each; ends with this.
+    _listening: JoinSet<()>,
 }
+
+/// How long the rest may take to answer when more than half have.
+const REST: Duration = Duration::from_millis(100);
 
 /// What came of asking.
 #[derive(Default)]
@@ -57,9 +68,20 @@ struct Said {
 }
 
 impl Sentinels {
+    /// Begins to listen to them. Must be called within a tokio runtime.
     pub(super) fn new(service: String, sentinels: Vec<Address>, server: Address, within: Duration) -> Self {
         let asked = Mutex::new(Asked { connections: vec![None; sentinels.len()], last: None });
-        Self { service, sentinels, server, within, asked }
+        let news = watch::Sender::new(());
+        let mut listening = JoinSet::new();
+        for sentinel in &sentinels {
+            listening.spawn(listen(sentinel.clone(), service.clone(), within, news.clone()));
+        }
+        Self { service, sentinels, server, within, asked, news, _listening: listening }
+    }
+
+    /// Tells when one of them says that there is a new primary.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Where the primary is by now.
@@ -81,17 +103,15 @@ impl Sentinels {
     async fn ask(&self, connections: &mut [Option<MultiplexedConnection>]) -> Result<Address, Trouble> {
         let mut asking = JoinSet::new();
         for (index, (sentinel, connection)) in self.sentinels.iter().zip(connections.iter_mut()).enumerate() {
-            let (sentinel, service, within) = (sentinel.clone(), self.service.clone(), self.within);
+            let (sentinel, service) = (sentinel.clone(), self.service.clone());
             // Taken out: one that does not answer in time is not asked again.
             let connection = connection.take();
-            asking.spawn(async move {
-                let answer = tokio::time::timeout(within, ask(&sentinel, connection, &service)).await;
-                (index, answer.unwrap_or_else(|_| Err(Trouble::new(Class::Late, "no answer"))))
-            });
+            asking.spawn(async move { (index, ask(&sentinel, connection, &service).await) });
         }
         let mut heard = Vec::new();
-        let mut troubles: Vec<Option<Trouble>> = vec![None; self.sentinels.len()];
-        while let Some(answer) = asking.join_next().await {
+        let mut troubles = vec![Trouble::new(Class::Late, "no answer"); self.sentinels.len()];
+        let mut end = clock::instant() + self.within;
+        while let Ok(Some(answer)) = tokio::time::timeout_at(end, asking.join_next()).await {
             let Ok((index, answer)) = answer else { continue };
             match answer {
                 Ok((connection, said)) => {
@@ -100,10 +120,10 @@ impl Sentinels {
                         *kept = Some(connection);
                     }
                     if heard.len() > self.sentinels.len() / 2 {
-                        break;
+                        end = end.min(clock::instant() + REST);
                     }
                 }
-                Err(trouble) => _ = troubles.get_mut(index).map(|place| *place = Some(trouble)),
+                Err(trouble) => _ = troubles.get_mut(index).map(|place| *place = trouble),
             }
         }
         match newest(heard) {
@@ -113,14 +133,11 @@ impl Sentinels {
     }
 
     /// What is wrong when none of them says who is primary.
-    fn silence(&self, troubles: &[Option<Trouble>]) -> Trouble {
-        let class = troubles.iter().flatten().next().map_or(Class::Unreachable, |trouble| trouble.class);
-        let said: Vec<String> = self
-            .sentinels
-            .iter()
-            .zip(troubles)
-            .filter_map(|(sentinel, trouble)| Some(format!("{sentinel}: {}", trouble.as_ref()?.said)))
-            .collect();
+    fn silence(&self, troubles: &[Trouble]) -> Trouble {
+        let class = troubles.first().map_or(Class::Unreachable, |trouble| trouble.class);
+        let each = self.sentinels.iter().zip(troubles);
+        let said: Vec<String> =
+            each.map(|(sentinel, trouble)| format!("{sentinel}: {}", trouble.said)).collect();
         Trouble::new(class, format!("no sentinel says who is primary: {}", said.join("; ")))
     }
 }
@@ -174,6 +191,29 @@ async fn question(connection: &mut MultiplexedConnection, service: &str) -> Resu
         host: fields.get("ip").filter(|host| !host.is_empty()).ok_or_else(strange)?.clone(),
         port: fields.get("port").and_then(|port| port.parse().ok()).ok_or_else(strange)?,
     })
+}
+
+/// Listens to a sentinel for ever, and passes on when it tells of a new primary. Who asks finds out by and by what was
+/// missed, also when nobody can be listened to.
+async fn listen(sentinel: Address, service: String, pause: Duration, news: watch::Sender<()>) {
+    const CHANNEL: &str = "+switch-master";
+
+    loop {
+        if let Ok(client) = sentinel.client()
+            && let Ok(Ok(mut listening)) = tokio::time::timeout(pause, client.get_async_pubsub()).await
+            && let Ok(Ok(())) = tokio::time::timeout(pause, listening.subscribe(CHANNEL)).await
+        {
+            let mut told = listening.into_on_message();
+            while let Some(message) = told.next().await {
+                // The name, and then where the old and the new one are.
+                let message = message.get_payload::<String>().unwrap_or_default();
+                if message.split(' ').next() == Some(&*service) {
+                    news.send_replace(());
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// What is said under the highest number; of those that say the same number, what most say.
