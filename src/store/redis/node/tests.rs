@@ -1,7 +1,7 @@
 //! A node with a real Redis that stalls, and with none.
 
-use super::super::Address;
 use super::super::server::RedisServer;
+use super::super::{Files, Target};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -11,9 +11,16 @@ fn tuning() -> Tuning {
     Tuning { ping: PATIENCE, ..Tuning::default() }
 }
 
+/// What leads to the one server of a URL.
+fn at(url: &str) -> Resolver {
+    match Target::parse(url, &Files::default()) {
+        Ok(Target::Server(address)) => Resolver::Fixed(Arc::new(address)),
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn connected(server: &RedisServer) -> Arc<Node> {
-    let address = Address::parse(&server.url()).unwrap();
-    let node = Node::new(Resolver::Fixed(address), tuning(), 7);
+    let node = Node::new(at(&server.url()), tuning(), 7);
     let until = clock::instant() + PATIENCE;
     while !node.links.iter().all(Link::is_connected) {
         assert!(clock::instant() < until, "it does not connect");
@@ -115,7 +122,7 @@ async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
 
 #[tokio::test]
 async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
-    let node = Node::new(Resolver::Fixed(Address::parse("redis://127.0.0.1:1").unwrap()), tuning(), 7);
+    let node = Node::new(at("redis://127.0.0.1:1"), tuning(), 7);
     let failure = ask(&node, PATIENCE).await.unwrap_err();
     assert_eq!(failure.error, StoreError::Disconnected(Class::Unreachable));
     assert!(failure.pending.is_none() && !failure.error.may_have_landed());
