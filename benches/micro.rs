@@ -59,6 +59,20 @@ fn lookup(c: &mut Criterion) {
             });
         }
     }
+    for count in [1, 1_000, 100_000_u32] {
+        let address = |n: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + 4 * n);
+        let mut text = "domain: api\ndescriptors:\n".to_owned();
+        for n in 0..count {
+            text.push_str(&format!("  - {{ key: k, cidr: {}/30, rate_limit: 60/minute }}\n", address(n)));
+        }
+        let set = rules(&text);
+        let value = address(count / 2).to_string();
+        let entry = [Entry { key: b"k", value: value.as_bytes() }];
+        group.bench_function(BenchmarkId::new("cidr", count), |b| {
+            let domain = set.domain("api").unwrap();
+            b.iter(|| domain.find(black_box(&entry)).is_some());
+        });
+    }
     for depth in [1, 3, 6] {
         let mut text = String::new();
         for level in (0..depth).rev() {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 use std::sync::Arc;
 
-use hashbrown::hash_map::Entry as Slot;
 use siphasher::sip::SipHasher13;
 
 use super::file::{Descriptor, File};
@@ -16,6 +15,9 @@ use crate::clock::Micros;
 use crate::decision::{Mode, OnRedisFailure, RuleId};
 
 mod limit;
+mod matcher;
+
+use matcher::{Kind, Matcher};
 
 /// Rules in the making.
 pub(super) struct Compiler {
@@ -44,8 +46,13 @@ type Trail<'f> = Vec<Level<'f>>;
 
 struct Level<'f> {
     key: &'f str,
-    value: Option<&'f str>,
-    shared: bool,
+    kind: Kind,
+    /// The values that match, as rules are told apart by them.
+    id: String,
+    /// The same as people are shown them.
+    label: Option<String>,
+    /// What stands in for the value in a bucket's name.
+    shared: Option<Box<[u8]>>,
 }
 
 impl Compiler {
@@ -179,18 +186,19 @@ impl<'f> Scope<'f> {
             Field::Given(..) | Field::Broken => {}
         }
         let key = descriptor.key.get().map_or("", String::as_str);
-        let value = descriptor.value.get().map(String::as_str).filter(|value| !value.is_empty());
-        let is_pattern = value.is_some_and(|value| value.contains('*'));
-        let shared = is_true(&descriptor.share_threshold);
-        if shared && !is_pattern {
+        let matcher = self.matcher(descriptor, path);
+        let is_shared = is_true(&descriptor.share_threshold);
+        let stand_in = matcher.stand_in();
+        if is_shared && stand_in.is_none() && !matches!(matcher, Matcher::Broken) {
             self.problems.error(
                 descriptor.share_threshold.place().unwrap_or(place),
                 &Path::Key(path, "share_threshold"),
-                "only values that match a pattern can share a bucket: `value` needs a `*` for that",
+                "only where several values match can they share a bucket: it wants a `*` in `value`, or `values`, `cidr` or `regex`",
             );
         }
 
-        trail.push(Level { key, value, shared: shared && is_pattern });
+        let shared = stand_in.filter(|_| is_shared).map(|text| text.into_bytes().into());
+        trail.push(Level { key, kind: matcher.kind(), id: matcher.id(), label: matcher.label(), shared });
         let rule = self.rule(place, descriptor, path, trail);
         let mut node = Node { source: self.source(place), rule, below: Branch::default() };
         self.descriptors(&mut node.below, &descriptor.descriptors, &Path::Key(path, "descriptors"), trail);
@@ -200,26 +208,10 @@ impl<'f> Scope<'f> {
             return;
         }
         let choices = branch.keys.entry(key.as_bytes().into()).or_default();
-        let twin = match value {
-            Some(pattern) if is_pattern => choices.wildcards.insert(pattern, node).err(),
-            Some(value) => match choices.exact.entry(value.as_bytes().into()) {
-                Slot::Occupied(twin) => Some(twin.get().source.clone()),
-                Slot::Vacant(slot) => {
-                    slot.insert(node);
-                    None
-                }
-            },
-            None => match &choices.bare {
-                Some(twin) => Some(twin.source.clone()),
-                None => {
-                    choices.bare = Some(node);
-                    None
-                }
-            },
-        };
-        if let Some(twin) = twin {
-            let what =
-                value.map_or(format!("key `{key}`"), |value| format!("key `{key}` with value `{value}`"));
+        if let (Matcher::Regex(..), Some(place)) = (&matcher, descriptor.regex.place()) {
+            self.count_regexes(choices, place, path, key);
+        }
+        if let Err((what, twin)) = matcher.insert(key, choices, node) {
             let message =
                 format!("{what} stands here twice: the other one is at {twin}. Put their rules together");
             self.problems.error(place, path, message);
@@ -276,8 +268,6 @@ impl<'f> Scope<'f> {
             (false, true) => Mode::Quota,
             (false, false) => Mode::Enforced,
         };
-        let shared =
-            |level: &Level<'_>| level.value.filter(|_| level.shared).map(|value| value.as_bytes().into());
         let common = self.common.on_redis_failure.as_ref().map(|(choice, _)| *choice);
         Some(Rule {
             id: rule_id(self.domain, trail, None),
@@ -285,7 +275,7 @@ impl<'f> Scope<'f> {
             source: self.source(place),
             limits,
             mode,
-            shared: trail.iter().map(shared).collect(),
+            shared: trail.iter().map(|level| level.shared.clone()).collect(),
             cost: descriptor.cost.get().copied().unwrap_or(1),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
@@ -304,9 +294,9 @@ fn label(domain: &str, trail: &Trail<'_>) -> Box<str> {
     for level in trail {
         label.push('.');
         label.push_str(level.key);
-        if let Some(value) = level.value {
+        if let Some(values) = &level.label {
             label.push('_');
-            label.push_str(value);
+            label.push_str(values);
         }
     }
     label.into()
@@ -324,7 +314,7 @@ fn rule_id(domain: &str, trail: &Trail<'_>, limit_id: Option<&str>) -> RuleId {
     part(0, domain);
     for level in trail {
         part(1, level.key);
-        part(u8::from(level.value.is_some()) + 2, level.value.unwrap_or_default());
+        part(level.kind as u8, &level.id);
     }
     if let Some(limit_id) = limit_id {
         part(4, limit_id);

@@ -1,7 +1,7 @@
 //! Why a descriptor meets the limit that it meets, or none: the steps of the lookup, and what came near.
 
 use super::rule::{Rule, Source};
-use super::tree::{Branch, Choices, Domain, Entry, Matched};
+use super::tree::{Branch, Domain, Entry, Matched, Pattern};
 
 /// So many near misses are told of one entry.
 const MAX_NEAR: usize = 5;
@@ -78,46 +78,60 @@ fn describe(branch: &Branch, entry: &Entry<'_>, matched: Matched) -> String {
     let key = text(entry.key);
     match matched {
         Matched::Exact => format!("`{key}` with value `{}`", text(entry.value)),
-        Matched::Wildcard => {
-            let first = branch.keys.get(entry.key).and_then(|choices| first_pattern(choices, entry));
-            format!("`{key}` with value `{}`", first.unwrap_or_default())
+        Matched::Listed => format!("`{key}` with value `{}` of a list", text(entry.value)),
+        Matched::Range(range) => format!("`{key}` in range `{range}`"),
+        Matched::Pattern => {
+            // The one whose node the lookup returned.
+            let patterns = branch.keys.get(entry.key).and_then(|choices| {
+                let found = choices.patterns.find(entry.value)?;
+                choices.patterns.iter().find(|(_, node)| std::ptr::eq(*node, found))
+            });
+            format!(
+                "`{key}` with {}",
+                patterns.map_or_else(String::new, |(pattern, _)| pattern_text(pattern))
+            )
         }
         Matched::Bare => format!("`{key}` with any value"),
     }
 }
 
-/// The text of the pattern whose node the lookup returned.
-fn first_pattern(choices: &Choices, entry: &Entry<'_>) -> Option<String> {
-    let found = choices.wildcards.find(entry.value)?;
-    let (pattern, _) = choices.wildcards.iter().find(|(_, node)| std::ptr::eq(node, found))?;
-    Some(text(pattern.text()))
+fn pattern_text(pattern: Pattern<'_>) -> String {
+    match pattern {
+        Pattern::Wildcard(wildcard) => format!("value `{}`", text(wildcard)),
+        Pattern::Regex(regex) => format!("regex `{regex}`"),
+    }
 }
 
 /// Rules of the same key that were asked before the one that matched, or that nearly did.
 fn near(branch: &Branch, entry: &Entry<'_>, matched: Option<Matched>) -> Vec<String> {
     let Some(choices) = branch.keys.get(entry.key) else { return Vec::new() };
-    if matched == Some(Matched::Exact) {
+    if matches!(matched, Some(Matched::Exact | Matched::Listed)) {
         return Vec::new();
     }
     let value = text(entry.value);
-    let mut exact: Vec<_> = choices
-        .exact
-        .iter()
+    let values = choices.exact.iter().map(|(other, node)| (&**other, node)).chain(choices.lists.iter());
+    let mut values: Vec<_> = values
         .map(|(other, node)| {
             (strsim::normalized_damerau_levenshtein(&text(other), &value), text(other), &node.source)
         })
         .collect();
-    exact.sort_by(|(one, a, _), (other, b, _)| other.total_cmp(one).then_with(|| a.cmp(b)));
-    let exact =
-        exact.into_iter().map(|(_, other, source)| format!("value `{other}` is another value ({source})"));
+    values.sort_by(|(one, a, _), (other, b, _)| other.total_cmp(one).then_with(|| a.cmp(b)));
+    let values =
+        values.into_iter().map(|(_, other, source)| format!("value `{other}` is another value ({source})"));
+    let mut ranges: Vec<_> = choices.ranges.iter().map(|(range, node)| (range.to_string(), node)).collect();
+    ranges.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let ranges = ranges.into_iter().map(|(range, node)| format!("not in range `{range}` ({})", node.source));
+    if matches!(matched, Some(Matched::Range(_))) {
+        return values.take(MAX_NEAR).collect();
+    }
 
-    let found = choices.wildcards.find(entry.value);
-    let wildcards = choices
-        .wildcards
+    let found = choices.patterns.find(entry.value);
+    let patterns = choices
+        .patterns
         .iter()
-        .take_while(|(_, node)| found.is_none_or(|found| !std::ptr::eq(node, found)))
-        .map(|(pattern, node)| format!("value `{}` does not match ({})", text(pattern.text()), node.source));
-    exact.take(MAX_NEAR).chain(wildcards.take(MAX_NEAR)).collect()
+        .take_while(|(_, node)| found.is_none_or(|found| !std::ptr::eq(*node, found)))
+        .map(|(pattern, node)| format!("{} does not match ({})", pattern_text(pattern), node.source));
+    values.take(MAX_NEAR).chain(ranges.take(MAX_NEAR)).chain(patterns.take(MAX_NEAR)).collect()
 }
 
 fn no_match(branch: &Branch, entry: &Entry<'_>) -> String {

@@ -27,6 +27,9 @@ pub(super) struct File {
 pub(super) struct Descriptor {
     pub(super) key: Field<String>,
     pub(super) value: Field<String>,
+    pub(super) values: Field<Vec<Field<String>>>,
+    pub(super) cidr: Field<OneOrMany>,
+    pub(super) regex: Field<String>,
     pub(super) rate_limit: Field<RateLimit>,
     pub(super) rate_limits: Field<Vec<Field<RateLimit>>>,
     pub(super) cost: Field<u32>,
@@ -38,6 +41,29 @@ pub(super) struct Descriptor {
     pub(super) value_to_metric: Field<bool>,
     pub(super) share_threshold: Field<bool>,
     pub(super) metadata: Field<Any>,
+}
+
+/// A list of texts; of one, the text alone will do.
+#[derive(Debug)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<Field<String>>),
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or(deserializer)
+    }
+}
+
+impl<'de> FromText<'de> for OneOrMany {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(Self::One(text.to_owned()))
+    }
+
+    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::deserialize(deserializer).map(Self::Many)
+    }
 }
 
 /// A limit: a map, or short for one, `60/minute` or `unlimited`.
@@ -123,6 +149,9 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
             &[
                 "key",
                 "value",
+                "values",
+                "cidr",
+                "regex",
                 "rate_limit",
                 "rate_limits",
                 "cost",

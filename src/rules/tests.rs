@@ -1,6 +1,7 @@
 use super::*;
 
 mod limits;
+mod matching;
 mod mistakes;
 
 fn load_text(text: &str) -> Result<RuleSet, LoadError> {

@@ -1,23 +1,30 @@
 //! The compiled rules of a domain, and how a descriptor finds its own.
 //!
-//! A descriptor is matched entry by entry from the top. At each level the order is: the exact value, then wildcards in
-//! the order of the file, then the key without a value. What matched is final: there is no way back up to try another,
-//! a limit further up is not inherited, and a limit applies only to descriptors that end where it stands.
+//! A descriptor is matched entry by entry from the top. At each level the order is: the exact value, then lists of
+//! values, then the longest address range, then wildcards and regular expressions in the order of the file, then the key
+//! without a value. What matched is final: there is no way back up to try another, a limit further up is not inherited,
+//! and a limit applies only to descriptors that end where it stands.
 //!
-//! A level costs one table lookup for the key, one for the value, and one for each *shape* of wildcard (how long the
-//! text before the first `*` and after the last one is), however many rules there are. Of wildcards with the same text at
-//! both ends, such as `*a*` and `*b*`, one pass over the value finds those whose middle occurs in it.
+//! A level costs one table lookup for the key, one for the value, one among the values of lists, one for each length of
+//! prefix that ranges have, and one for each *shape* of wildcard (how long the text before the first `*` and after the last
+//! one is), however many rules there are. Of wildcards with the same text at both ends, such as `*a*` and `*b*`, one pass
+//! over the value finds those whose middle occurs in it. Only regular expressions are tried one after the other, and there
+//! are few of them.
 
-use std::collections::BTreeMap;
-use std::hash::Hash;
 use std::sync::Arc;
 
-use aho_corasick::AhoCorasick;
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashMap;
 
 use super::rule::{Rule, Source};
 use crate::telemetry::instrument::Counter;
 use crate::telemetry::tally::Tally;
+
+mod patterns;
+mod ranges;
+mod wildcards;
+
+pub(super) use patterns::{MAX_REGEXES, Pattern, Patterns, regex};
+pub(super) use ranges::{Range, Ranges};
 
 /// One entry of a request's descriptor. Bytes, for that is what a header holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +55,46 @@ pub(super) struct Branch {
 #[derive(Debug, Default)]
 pub(super) struct Choices {
     pub(super) exact: HashMap<Box<[u8]>, Node>,
-    pub(super) wildcards: Wildcards,
+    pub(super) lists: Lists,
+    pub(super) ranges: Ranges,
+    pub(super) patterns: Patterns,
     pub(super) bare: Option<Node>,
+}
+
+/// Rules for several values each.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    nodes: Vec<Node>,
+    /// The node of each value.
+    by_value: HashMap<Box<[u8]>, usize>,
+}
+
+impl Lists {
+    /// Adds a rule for some values; or says of which one there is a rule already, and where that is written.
+    pub(super) fn insert<'v>(&mut self, values: &[&'v str], node: Node) -> Result<(), (&'v str, Source)> {
+        let place = self.nodes.len();
+        self.nodes.push(node);
+        for value in values {
+            if let Some(twin) = self.by_value.insert(value.as_bytes().into(), place)
+                && let Some(twin) = self.nodes.get(twin)
+            {
+                return Err((value, twin.source.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn find(&self, value: &[u8]) -> Option<&Node> {
+        if self.by_value.is_empty() {
+            return None;
+        }
+        self.nodes.get(*self.by_value.get(value)?)
+    }
+
+    /// The values, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &Node)> {
+        self.by_value.iter().filter_map(|(value, place)| Some((&**value, self.nodes.get(*place)?)))
+    }
 }
 
 /// What matched an entry.
@@ -64,7 +109,9 @@ pub(super) struct Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matched {
     Exact,
-    Wildcard,
+    Listed,
+    Range(Range),
+    Pattern,
     Bare,
 }
 
@@ -103,23 +150,17 @@ impl Domain {
 impl Branch {
     /// Does something to every rule here and below.
     pub(super) fn for_each_rule(&mut self, change: &mut impl FnMut(&mut Rule)) {
-        for choices in self.keys.values_mut() {
-            let wildcards = choices.wildcards.patterns.iter_mut().map(|(_, node)| node);
-            for node in choices.exact.values_mut().chain(wildcards).chain(&mut choices.bare) {
-                node.rule.iter_mut().for_each(&mut *change);
-                node.below.for_each_rule(change);
-            }
+        for node in self.keys.values_mut().flat_map(Choices::nodes_mut) {
+            node.rule.iter_mut().for_each(&mut *change);
+            node.below.for_each_rule(change);
         }
     }
 
     /// Makes ready to be searched what has been put here and below.
     pub(super) fn prepare(&mut self) {
         for choices in self.keys.values_mut() {
-            choices.wildcards.prepare();
-            let wildcards = choices.wildcards.patterns.iter_mut().map(|(_, node)| node);
-            for node in choices.exact.values_mut().chain(wildcards).chain(&mut choices.bare) {
-                node.below.prepare();
-            }
+            choices.patterns.prepare();
+            choices.nodes_mut().for_each(|node| node.below.prepare());
         }
     }
 
@@ -129,198 +170,41 @@ impl Branch {
         if let Some(node) = choices.exact.get(entry.value) {
             return Some((Matched::Exact, node));
         }
-        if let Some(node) = choices.wildcards.find(entry.value) {
-            return Some((Matched::Wildcard, node));
+        if let Some(node) = choices.lists.find(entry.value) {
+            return Some((Matched::Listed, node));
+        }
+        if let Some((range, node)) = choices.ranges.find(entry.value) {
+            return Some((Matched::Range(range), node));
+        }
+        if let Some(node) = choices.patterns.find(entry.value) {
+            return Some((Matched::Pattern, node));
         }
         choices.bare.as_ref().map(|node| (Matched::Bare, node))
     }
 
     /// All nodes here and below.
     fn nodes(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
-        let here = self.keys.values().flat_map(|choices| {
-            choices.exact.values().chain(choices.wildcards.iter().map(|(_, node)| node)).chain(&choices.bare)
-        });
+        let here = self.keys.values().flat_map(Choices::nodes);
         Box::new(here.flat_map(|node| std::iter::once(node).chain(node.below.nodes())))
     }
 }
 
-/// A value with `*` in it, each of which stands for any bytes, also none.
-#[derive(Debug)]
-pub(super) struct Pattern {
-    text: Box<[u8]>,
-    /// What stands between the first `*` and the last, without those: must be found in this order.
-    middle: Box<[Box<[u8]>]>,
-}
-
-impl Pattern {
-    /// As it is written.
-    pub(super) fn text(&self) -> &[u8] {
-        &self.text
+impl Choices {
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.exact
+            .values()
+            .chain(&self.lists.nodes)
+            .chain(self.ranges.nodes())
+            .chain(self.patterns.iter().map(|(_, node)| node))
+            .chain(&self.bare)
     }
 
-    /// Whether `between`, a value without the pattern's two ends, has all that is to stand between them.
-    fn matches_between(&self, mut between: &[u8]) -> bool {
-        self.middle.iter().all(|part| match find_bytes(between, part) {
-            Some(start) => {
-                between = between.get(start + part.len()..).unwrap_or_default();
-                true
-            }
-            None => false,
-        })
-    }
-}
-
-fn find_bytes(text: &[u8], part: &[u8]) -> Option<usize> {
-    memchr::memmem::find(text, part)
-}
-
-/// Wildcards of one key, in the order of the file, and a way to those that may match without trying all.
-#[derive(Debug, Default)]
-pub(super) struct Wildcards {
-    patterns: Vec<(Pattern, Node)>,
-    /// Each pattern's place in the order.
-    orders: HashMap<Box<[u8]>, usize>,
-    /// In the order of their first pattern.
-    shapes: Vec<Shape>,
-}
-
-/// Patterns whose ends are equally long.
-#[derive(Debug)]
-struct Shape {
-    prefix: usize,
-    suffix: usize,
-    /// Its first pattern's place in the order.
-    first: usize,
-    by_ends: HashMap<OwnedEnds, Siblings>,
-}
-
-/// Patterns with the same text at both ends.
-#[derive(Debug, Default)]
-struct Siblings {
-    /// Their places in the order, ascending.
-    orders: Vec<usize>,
-    /// Finds those whose first part between the ends occurs in a value, where there are many of them.
-    search: Option<Search>,
-}
-
-/// Patterns by their first part between the ends.
-#[derive(Debug)]
-struct Search {
-    parts: AhoCorasick,
-    /// For each of the parts, places in the order.
-    orders: Vec<Vec<usize>>,
-}
-
-/// So many patterns are as soon tried one after the other.
-const FEW: usize = 4;
-
-/// What stands before a pattern's first `*`, and after its last.
-type OwnedEnds = (Box<[u8]>, Box<[u8]>);
-
-/// The ends of a value, to look up a shape's patterns with. Hashes like the pair that it is compared to.
-#[derive(Hash)]
-struct Ends<'a>(&'a [u8], &'a [u8]);
-
-impl Equivalent<OwnedEnds> for Ends<'_> {
-    fn equivalent(&self, ends: &OwnedEnds) -> bool {
-        *self.0 == *ends.0 && *self.1 == *ends.1
-    }
-}
-
-impl Wildcards {
-    /// Adds a pattern behind those that are there; or says where the same one is written.
-    pub(super) fn insert(&mut self, text: &str, node: Node) -> Result<(), Source> {
-        let order = self.patterns.len();
-        if let Some((_, twin)) = self.orders.get(text.as_bytes()).and_then(|twin| self.patterns.get(*twin)) {
-            return Err(twin.source.clone());
-        }
-        self.orders.insert(text.as_bytes().into(), order);
-        let mut parts = text.split('*').map(|part| Box::<[u8]>::from(part.as_bytes()));
-        let prefix = parts.next().unwrap_or_default();
-        let mut middle: Vec<_> = parts.collect();
-        let suffix = middle.pop().unwrap_or_default();
-        middle.retain(|part| !part.is_empty());
-
-        let of_shape = |shape: &&mut Shape| shape.prefix == prefix.len() && shape.suffix == suffix.len();
-        if let Some(shape) = self.shapes.iter_mut().find(of_shape) {
-            shape.by_ends.entry((prefix, suffix)).or_default().orders.push(order);
-        } else {
-            let (prefix_len, suffix_len) = (prefix.len(), suffix.len());
-            let by_ends =
-                HashMap::from_iter([((prefix, suffix), Siblings { orders: vec![order], search: None })]);
-            self.shapes.push(Shape { prefix: prefix_len, suffix: suffix_len, first: order, by_ends });
-        }
-        self.patterns.push((Pattern { text: text.as_bytes().into(), middle: middle.into() }, node));
-        Ok(())
-    }
-
-    /// The first pattern of the file that matches.
-    pub(super) fn find(&self, value: &[u8]) -> Option<&Node> {
-        let mut best: Option<(usize, &Node)> = None;
-        for shape in &self.shapes {
-            if best.is_some_and(|(order, _)| order < shape.first) {
-                break;
-            }
-            let Some((rest, suffix)) =
-                value.len().checked_sub(shape.suffix).and_then(|at| value.split_at_checked(at))
-            else {
-                continue;
-            };
-            let Some((prefix, between)) = rest.split_at_checked(shape.prefix) else { continue };
-            let Some(siblings) = shape.by_ends.get(&Ends(prefix, suffix)) else { continue };
-            if let Some((order, node)) = self.first_of(siblings, between)
-                && best.is_none_or(|(other, _)| order < other)
-            {
-                best = Some((order, node));
-            }
-        }
-        best.map(|(_, node)| node)
-    }
-
-    /// The first of some patterns whose middle matches what stands between the ends.
-    fn first_of(&self, siblings: &Siblings, between: &[u8]) -> Option<(usize, &Node)> {
-        let matching = |order: usize| {
-            let (pattern, node) = self.patterns.get(order)?;
-            pattern.matches_between(between).then_some((order, node))
-        };
-        let tried = siblings.orders.iter().find_map(|order| matching(*order));
-        let Some(search) = &siblings.search else { return tried };
-        let mut first: Option<(usize, &Node)> = tried;
-        for found in search.parts.find_overlapping_iter(between) {
-            for order in search.orders.get(found.pattern().as_usize()).into_iter().flatten() {
-                if first.is_some_and(|(other, _)| other <= *order) {
-                    break;
-                }
-                first = matching(*order).or(first);
-            }
-        }
-        first
-    }
-
-    /// Makes ready to be searched what has been inserted.
-    fn prepare(&mut self) {
-        for siblings in self.shapes.iter_mut().flat_map(|shape| shape.by_ends.values_mut()) {
-            if siblings.orders.len() <= FEW {
-                continue;
-            }
-            let mut by_part: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
-            let mut without = Vec::new();
-            for order in &siblings.orders {
-                match self.patterns.get(*order).and_then(|(pattern, _)| pattern.middle.first()) {
-                    Some(part) => by_part.entry(part).or_default().push(*order),
-                    None => without.push(*order),
-                }
-            }
-            // An automaton that cannot be built, for being too large, leaves them to be tried one after the other.
-            if let Ok(parts) = AhoCorasick::new(by_part.keys()) {
-                siblings.search = Some(Search { parts, orders: by_part.into_values().collect() });
-                siblings.orders = without;
-            }
-        }
-    }
-
-    /// Patterns in the order of the file.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &(Pattern, Node)> {
-        self.patterns.iter()
+    fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.exact
+            .values_mut()
+            .chain(&mut self.lists.nodes)
+            .chain(self.ranges.nodes_mut())
+            .chain(self.patterns.nodes_mut())
+            .chain(&mut self.bare)
     }
 }

@@ -45,8 +45,8 @@ fn every_mistake_is_told_with_its_place_and_a_way_out() {
             vec!["3:12 descriptors[0].key: a key has no wildcards: put the `*` into `value`".into()],
         ),
         (
-            descriptor("key: a, values: [x]"),
-            vec!["3:15 descriptors[0].values: unknown key `values`; did you mean `value`?".into()],
+            descriptor("key: a, valus: x"),
+            vec!["3:15 descriptors[0].valus: unknown key `valus`; did you mean `value`?".into()],
         ),
         (
             descriptor("key: a, requests_per_unit: 5"),
@@ -54,7 +54,7 @@ fn every_mistake_is_told_with_its_place_and_a_way_out() {
         ),
         (
             descriptor("key: a, share_threshold: true, value: b"),
-            vec!["3:32 descriptors[0].share_threshold: only values that match a pattern can share a bucket: `value` needs a `*` for that".into()],
+            vec!["3:32 descriptors[0].share_threshold: only where several values match can they share a bucket: it wants a `*` in `value`, or `values`, `cidr` or `regex`".into()],
         ),
         (
             descriptor("key: a, shadow_mode: \"true\""),
@@ -249,5 +249,86 @@ fn mistakes_in_costs_and_in_what_happens_without_redis_are_told() {
     assert_eq!(
         listed(&error),
         "two.yaml:2:19 on_redis_failure: this domain's files say `on_redis_failure` twice: the other one is at one.yaml:2:19\n"
+    );
+}
+
+#[test]
+fn mistakes_in_what_a_descriptor_is_about_are_told() {
+    let beside = |first: &str| {
+        format!("there is `{first}` beside it: a descriptor says in one way which values it is about")
+    };
+    for (inner, said) in [
+        ("key: a, value: b, values: ^[c]", format!(".values: {}", beside("value"))),
+        ("key: a, values: [b], cidr: ^10.0.0.0/8", format!(".cidr: {}", beside("values"))),
+        ("key: a, cidr: 10.0.0.0/8, regex: ^b", format!(".regex: {}", beside("cidr"))),
+        ("key: a, value: b, regex: ^c", format!(".regex: {}", beside("value"))),
+        ("key: a, values: ^[]", ".values: the list is empty, so it matches nothing: write a value into it".into()),
+        ("key: a, values: ^b", ".values: expected a list, found `b`".into()),
+        ("key: a, values: [b, ^{ c: d }]", ".values[1]: expected text, found a map".into()),
+        (
+            "key: a, values: [b, ^'c*']",
+            ".values[1]: a list has no wildcards: a rule with a `value` of its own may have one".into(),
+        ),
+        (
+            "key: a, cidr: ^10.0.0.0/33",
+            ".cidr: `10.0.0.0/33` is no address range: what follows the `/` is a number from 0 to 32".into(),
+        ),
+        (
+            "key: a, cidr: [10.0.0.0/8, ^10.0.0.1/8]",
+            ".cidr[1]: `10.0.0.1/8` has bits set beyond its length; did you mean 10.0.0.0/8?".into(),
+        ),
+        (
+            "key: a, cidr: ^localhost",
+            ".cidr: `localhost` is no address range: write one such as 10.0.0.0/8, fd00::/8 or 192.0.2.7".into(),
+        ),
+        ("key: a, cidr: ^[]", ".cidr: the list is empty, so it matches nothing: write a range into it".into()),
+        ("key: a, regex: ^'a('", ".regex: `a(` is no regular expression: unclosed group".into()),
+        ("key: a, regex: ^'a)|(b'", ".regex: `a)|(b` is no regular expression: unopened group".into()),
+        (
+            "key: a, regex: ^'(a{1000}){1000}'",
+            ".regex: `(a{1000}){1000}` is no regular expression: too large when compiled: use smaller repetitions, or fewer alternatives".into(),
+        ),
+        (
+            "key: a, regex: ^'(?<!a)b'",
+            ".regex: `(?<!a)b` is no regular expression: look-around, including look-ahead and look-behind, is not supported".into(),
+        ),
+    ] {
+        said_of_descriptor(inner, &[&said]);
+    }
+}
+
+#[test]
+fn rules_that_are_about_the_same_values_clash() {
+    let twice = |what: &str| {
+        format!(
+            "4:3 descriptors[1]: {what} stands here twice: the other one is at api.yaml:3:3. Put their rules together"
+        )
+    };
+    for (first, second, what) in [
+        ("values: [b, c]", "values: [d, c]", "key `a` with value `c`"),
+        ("cidr: [10.0.0.0/8, 'fd00::/8']", "cidr: '::ffff:10.0.0.0/104'", "key `a` with range `10.0.0.0/8`"),
+        ("regex: 'b+'", "regex: 'b+'", "key `a` with regex `b+`"),
+    ] {
+        let text = format!("domain: api\ndescriptors:\n- {{ key: a, {first} }}\n- {{ key: a, {second} }}\n");
+        said_of(&text, &[twice(what)]);
+    }
+    let in_itself = "domain: api\ndescriptors:\n- { key: a, values: [b, b] }\n";
+    said_of(
+        in_itself,
+        &[
+            "3:3 descriptors[0]: key `a` with value `b` stands here twice: the other one is at api.yaml:3:3. Put their rules together",
+        ],
+    );
+}
+
+#[test]
+fn a_key_has_only_so_many_regular_expressions() {
+    let mut text = "domain: api\ndescriptors:\n".to_owned();
+    (0..101).for_each(|n| text.push_str(&format!("- {{ key: a, regex: 'x{n}' }}\n")));
+    said_of(
+        &text,
+        &[
+            "103:20 descriptors[100].regex: key `a` has 100 regular expressions on this level, and each is tried on every value: use `values`, `cidr` or wildcards, or put several into one",
+        ],
     );
 }
