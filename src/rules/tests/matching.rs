@@ -255,16 +255,16 @@ fn write(rules: &[RandomRule], number: &mut u32) -> String {
 fn find_naively(rules: &[RandomRule], values: &[&str], number: &mut u32) -> Option<u32> {
     let (value, rest) = values.split_first()?;
     let address = value.parse::<IpAddr>().ok().map(|address| address.to_canonical());
-    let in_range = |(first, length): &(IpAddr, u8)| match (address, first) {
-        (Some(IpAddr::V4(address)), IpAddr::V4(first)) => {
-            format!("{:032b}", address.to_bits())[..usize::from(*length)]
-                == format!("{:032b}", first.to_bits())[..usize::from(*length)]
-        }
-        (Some(IpAddr::V6(address)), IpAddr::V6(first)) => {
-            format!("{:0128b}", address.to_bits())[..usize::from(*length)]
-                == format!("{:0128b}", first.to_bits())[..usize::from(*length)]
-        }
-        _ => false,
+    // The first bits, as text.
+    let bits = |address: IpAddr, length: u8| {
+        let bits = match address {
+            IpAddr::V4(address) => format!("4 {:032b}", address.to_bits()),
+            IpAddr::V6(address) => format!("6 {:0128b}", address.to_bits()),
+        };
+        bits.chars().take(2 + usize::from(length)).collect::<String>()
+    };
+    let in_range = |(first, length): &(IpAddr, u8)| {
+        address.is_some_and(|address| bits(address, *length) == bits(*first, *length))
     };
     // How early a way is asked, the smallest first; none when it does not match.
     let rank = |way: &Way, place: usize| match way {
