@@ -209,6 +209,7 @@ fn service(c: &mut Criterion) {
             max_descriptors: 64,
             shadow_mode: false,
             quota_mode: false,
+            max_debt: 10.0,
             dynamic_metadata: false,
             near_limit: 0.8,
         },

@@ -143,6 +143,7 @@ impl App {
                 max_descriptors: settings.max_descriptors.get(),
                 shadow_mode: settings.shadow_mode,
                 quota_mode: settings.quota_mode,
+                max_debt: settings.max_debt,
                 dynamic_metadata: settings.dynamic_metadata,
                 near_limit: settings.near_limit,
             },

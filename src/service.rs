@@ -38,6 +38,8 @@ pub struct Options {
     pub shadow_mode: bool,
     /// Whether every limit is a quota: a request is denied when all of its limits are over.
     pub quota_mode: bool,
+    /// How many bursts a bucket may be in debt.
+    pub max_debt: f64,
     /// Whether responses carry dynamic metadata.
     pub dynamic_metadata: bool,
     /// The share of a burst from which on metrics call a limit near.
@@ -209,7 +211,7 @@ impl Service {
             plan.charges.push(Charge {
                 bucket: key.limit(rule_limit.limit_id.as_bytes()),
                 rule: rule_limit.id,
-                limit,
+                limit: limit.with_max_debt(self.options.max_debt),
                 hits: rule.cost_of(descriptor.hits),
                 mode: self.mode(rule.mode),
                 on_redis_failure: rule.on_redis_failure,
@@ -243,7 +245,7 @@ impl Service {
         plan.charges.push(Charge {
             bucket: key.limit_override(unit),
             rule: RuleId((rule >> 64) as u64),
-            limit: limit.limit().since(Micros::MAX),
+            limit: limit.limit().since(Micros::MAX).with_max_debt(self.options.max_debt),
             hits: descriptor.hits,
             mode: self.mode(Mode::Enforced),
             on_redis_failure: None,

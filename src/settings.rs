@@ -81,6 +81,13 @@ pub struct Settings {
           default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub quota_mode: bool,
 
+    /// Most that a bucket may be in debt, as a multiple of its burst; 0 to 1000
+    ///
+    /// Charges after the fact (`overdraft: true`) land whatever is left. What they come to beyond this is forgiven, so
+    /// that a caller is kept waiting no longer than it takes to pay back so much.
+    #[arg(long, env = "WEIR_MAX_DEBT", value_name = "BURSTS", default_value = "10", value_parser = max_debt)]
+    pub max_debt: f64,
+
     /// Put the request and the metadata of the rules it passed into each response's dynamic metadata
     #[arg(long, env = "WEIR_DYNAMIC_METADATA", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
@@ -118,6 +125,12 @@ fn poll(text: &str) -> Result<Duration, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share: f64 = text.parse().map_err(|_| "write a number such as 0.8".to_owned())?;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("write a number from 0 to 1".into()) }
+}
+
+/// How many bursts a bucket may be in debt.
+fn max_debt(text: &str) -> Result<f64, String> {
+    let bursts = text.parse().ok().filter(|bursts| (0.0..=1_000.0).contains(bursts));
+    bursts.ok_or_else(|| "write a number from 0 to 1000".into())
 }
 
 /// How many descriptors a request may have: each may be a bucket, and a script reads all of them at once.

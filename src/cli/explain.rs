@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::descriptor::DescriptorArg;
+use crate::bucket::Algorithm;
 use crate::decision::{Mode, OnRedisFailure};
 use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
 
@@ -79,14 +80,21 @@ fn write_limit(
     if requests_per_unit == 0 {
         write!(text, "0 per {unit}: nothing is admitted")?;
     } else {
-        write!(text, "{requests_per_unit} per {unit}, {} at once", limit.burst())?;
+        match limit.algorithm() {
+            Algorithm::TokenBucket => {
+                write!(text, "{requests_per_unit} per {unit}, {} at once", limit.burst())?
+            }
+            Algorithm::FixedWindow(_) => write!(text, "{requests_per_unit} in each {unit} (fixed window)")?,
+            Algorithm::SlidingWindow => write!(text, "{requests_per_unit} over any {unit} (sliding window)")?,
+        }
     }
     let mode = match rule.mode {
         Mode::Enforced => "",
         Mode::Quota => ", a quota: denies when all quotas of a request are over",
         Mode::Shadow => ", in shadow mode: denies nothing",
     };
-    writeln!(text, "{mode} ({})", rule_limit.source)?;
+    let overdraft = if rule.overdraft { ", charged after the fact: lands as debt if need be" } else { "" };
+    writeln!(text, "{mode}{overdraft} ({})", rule_limit.source)?;
 
     write!(text, "  bucket: domain `{domain}`")?;
     for (Entry { key, value }, shared) in entries.iter().zip(&rule.shared) {

@@ -244,6 +244,7 @@ impl<'f> Scope<'f> {
             for (place, key) in [
                 (is_true(&descriptor.shadow_mode), "shadow_mode"),
                 (is_true(&descriptor.quota_mode), "quota_mode"),
+                (is_true(&descriptor.overdraft), "overdraft"),
                 (descriptor.cost.place(), "cost"),
                 (descriptor.on_redis_failure.place(), "on_redis_failure"),
             ] {
@@ -277,6 +278,7 @@ impl<'f> Scope<'f> {
             mode,
             shared: trail.iter().map(|level| level.shared.clone()).collect(),
             cost: descriptor.cost.get().copied().unwrap_or(1),
+            overdraft: is_true(&descriptor.overdraft),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
             detailed_metric: is_true(&descriptor.detailed_metric),

@@ -33,6 +33,7 @@ pub(super) struct Descriptor {
     pub(super) rate_limit: Field<RateLimit>,
     pub(super) rate_limits: Field<Vec<Field<RateLimit>>>,
     pub(super) cost: Field<u32>,
+    pub(super) overdraft: Field<bool>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) shadow_mode: Field<bool>,
@@ -74,6 +75,7 @@ pub(super) struct RateLimit {
     pub(super) unit: Field<Unit>,
     pub(super) requests_per_unit: Field<u32>,
     pub(super) burst: Field<u32>,
+    pub(super) algorithm: Field<Algorithm>,
     pub(super) unlimited: Field<bool>,
     pub(super) replaces: Field<Vec<Field<Replaces>>>,
 }
@@ -130,6 +132,30 @@ impl<'de> Deserialize<'de> for OnRedisFailure {
     }
 }
 
+/// How what is used comes back, as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    TokenBucket,
+    FixedWindow,
+    SlidingWindow,
+}
+
+impl<'de> Deserialize<'de> for Algorithm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match &*String::deserialize(deserializer)? {
+            "token_bucket" => Ok(Self::TokenBucket),
+            "fixed_window" => Ok(Self::FixedWindow),
+            "sliding_window" => Ok(Self::SlidingWindow),
+            other => {
+                let other = shorten(other);
+                let message =
+                    format!("expected token_bucket, fixed_window or sliding_window, found `{other}`");
+                Err(de::Error::custom(message))
+            }
+        }
+    }
+}
+
 /// Another limit that gives way to this one.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -155,6 +181,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "rate_limit",
                 "rate_limits",
                 "cost",
+                "overdraft",
                 "shadow_mode",
                 "quota_mode",
                 "detailed_metric",
@@ -163,7 +190,10 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "metadata",
             ],
         ),
-        ("in `rate_limit`", &["unit", "requests_per_unit", "burst", "unlimited", "replaces", "name"]),
+        (
+            "in `rate_limit`",
+            &["unit", "requests_per_unit", "burst", "algorithm", "unlimited", "replaces", "name"],
+        ),
         ("at the top of the file, or in a descriptor beside `key`", &["descriptors", "on_redis_failure"]),
     ];
     if key.len() > LONGEST_WORD {

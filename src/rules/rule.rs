@@ -44,6 +44,8 @@ pub struct Rule {
     pub shared: Box<[Option<Box<[u8]>>]>,
     /// Tokens that a hit takes.
     pub cost: u32,
+    /// Whether hits are charged after the fact: they land also when there is no room, as debt.
+    pub overdraft: bool,
     /// What is answered where a shared store has no answer, if that is not the process's default.
     pub on_redis_failure: Option<OnRedisFailure>,
     /// What goes into the response's dynamic metadata.
@@ -121,6 +123,7 @@ impl Rule {
     pub fn cost_of(&self, hits: Hits) -> Hits {
         let times = |hits: u64| hits.saturating_mul(u64::from(self.cost));
         match hits {
+            Hits::Take(hits) if self.overdraft => Hits::Overdraft(times(hits)),
             Hits::Take(hits) => Hits::Take(times(hits)),
             Hits::GiveBack(hits) => Hits::GiveBack(times(hits)),
             Hits::Overdraft(hits) => Hits::Overdraft(times(hits)),

@@ -113,6 +113,7 @@ descriptors:
             max_descriptors: 64,
             shadow_mode: false,
             quota_mode: false,
+            max_debt: 10.0,
             dynamic_metadata: false,
             near_limit: 0.8,
         };

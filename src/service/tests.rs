@@ -11,6 +11,7 @@ use crate::proto::{Entry, RateLimit, RateLimitDescriptor, RateLimitOverride, Rat
 use crate::store::LocalStore;
 
 mod limits;
+mod windows;
 
 const SECOND: Micros = 1_000_000;
 const NOW: Micros = 1_790_000_000_000_000;
@@ -60,13 +61,18 @@ fn fixture() -> Fixture {
 }
 
 fn with_options(set: impl FnOnce(&mut Options)) -> Fixture {
+    with_rules(RULES, set)
+}
+
+fn with_rules(text: &str, set: impl FnOnce(&mut Options)) -> Fixture {
     let clock = Clock::manual(NOW);
-    let rules = RuleSet::from_texts([("test.yaml", RULES)], NOW).unwrap();
+    let rules = RuleSet::from_texts([("test.yaml", text)], NOW).unwrap();
     let store = LocalStore::new(NonZeroUsize::new(10_000).unwrap(), clock.clone());
     let mut options = Options {
         max_descriptors: 64,
         shadow_mode: false,
         quota_mode: false,
+        max_debt: 10.0,
         dynamic_metadata: false,
         near_limit: 0.8,
     };

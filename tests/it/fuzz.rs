@@ -24,6 +24,7 @@ fn service(rules: RuleSet) -> Service {
             max_descriptors: 64,
             shadow_mode: false,
             quota_mode: false,
+            max_debt: 10.0,
             dynamic_metadata: true,
             near_limit: 0.8,
         },

@@ -5,11 +5,25 @@ use std::num::NonZeroU32;
 use smallvec::SmallVec;
 
 use super::{Scope, Trail, is_true, rule_id};
-use crate::bucket::Limit;
-use crate::rules::file::{Descriptor, RateLimit, Unit};
+use crate::bucket::{Calendar, Limit};
+use crate::rules::file::{Algorithm, Descriptor, RateLimit, Unit};
 use crate::rules::problem::{Path, Place};
 use crate::rules::rule::{Allowance, RuleLimit};
 use crate::rules::yaml::Field;
+
+fn algorithm(rate_limit: &RateLimit) -> Algorithm {
+    rate_limit.algorithm.get().copied().unwrap_or(Algorithm::TokenBucket)
+}
+
+/// Where the fixed windows of a unit begin.
+fn calendar(unit: Unit) -> Calendar {
+    match unit {
+        Unit::Week => Calendar::Week,
+        Unit::Month => Calendar::Month,
+        Unit::Year => Calendar::Year,
+        Unit::Second | Unit::Minute | Unit::Hour | Unit::Day | Unit::Other(_) => Calendar::Epoch,
+    }
+}
 
 impl Scope<'_> {
     /// The limits of a descriptor, those that make sense.
@@ -93,6 +107,10 @@ impl Scope<'_> {
                 let message = "what is unlimited has no burst: remove `burst`, or `unlimited`";
                 self.problems.error(place, &Path::Key(path, "burst"), message);
             }
+            if let Some(place) = rate_limit.algorithm.place() {
+                let message = "what is unlimited has no algorithm: remove `algorithm`, or `unlimited`";
+                self.problems.error(place, &Path::Key(path, "algorithm"), message);
+            }
             return Some(Allowance::Unlimited);
         }
 
@@ -110,10 +128,16 @@ impl Scope<'_> {
         };
         let burst = self.burst(rate_limit, requests_per_unit, path);
         let (unit, requests_per_unit): (Unit, u32) = (*rate_limit.unit.get()?, requests_per_unit?);
-        let limit = match (NonZeroU32::new(requests_per_unit), burst) {
-            (None, _) => Limit::blocked(unit.micros()),
-            (Some(requests), None) => Limit::new(requests, unit.micros()),
-            (Some(requests), Some(burst)) => Limit::new(requests, unit.micros()).with_burst(burst),
+        let limit = match NonZeroU32::new(requests_per_unit) {
+            None => Limit::blocked(unit.micros()),
+            Some(requests) => match algorithm(rate_limit) {
+                Algorithm::TokenBucket => {
+                    let limit = Limit::new(requests, unit.micros());
+                    burst.map_or(limit, |burst| limit.with_burst(burst))
+                }
+                Algorithm::FixedWindow => Limit::fixed_window(requests, unit.micros(), calendar(unit)),
+                Algorithm::SlidingWindow => Limit::sliding_window(requests, unit.micros()),
+            },
         };
         Some(Allowance::Limited { limit: limit.since(self.since), requests_per_unit, unit })
     }
@@ -126,7 +150,11 @@ impl Scope<'_> {
     ) -> Option<NonZeroU32> {
         let Field::Given(place, burst) = &rate_limit.burst else { return None };
         let path = Path::Key(path, "burst");
-        if *burst == 0 {
+        if algorithm(rate_limit) != Algorithm::TokenBucket {
+            let message = "a window admits its `requests_per_unit` at once, so there is no burst: remove it, or use \
+                           `algorithm: token_bucket`";
+            self.problems.error(*place, &path, message);
+        } else if *burst == 0 {
             let message = "a burst is at least 1; to admit nothing, write `requests_per_unit: 0`";
             self.problems.error(*place, &path, message);
         } else if requests_per_unit == Some(0) {

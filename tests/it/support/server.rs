@@ -28,6 +28,7 @@ pub(crate) fn settings(rules: &Path) -> Settings {
         max_descriptors: 64.try_into().unwrap(),
         shadow_mode: false,
         quota_mode: false,
+        max_debt: 10.0,
         dynamic_metadata: false,
         near_limit: 0.8,
         drain_timeout: Duration::from_secs(5),
