@@ -25,7 +25,7 @@ use crate::service::{Options, Service};
 use crate::settings::Settings;
 use crate::store::{KeySeed, LocalStore, RedisStore, Tuning};
 use crate::telemetry::metrics::{LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED};
-use crate::telemetry::{Metrics, Telemetry};
+use crate::telemetry::{Metrics, Telemetry, collection};
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -103,8 +103,8 @@ impl App {
             }
             None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
         });
-        let metrics = Arc::new(Metrics::default());
-        observe(&metrics, &limiter);
+        let metrics = Arc::new(Metrics::new(settings.max_detailed_series));
+        observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
         Ok(Self { settings, listener, address, watch, limiter, metrics, telemetry, hangup })
     }
@@ -185,11 +185,18 @@ impl App {
     }
 }
 
+/// What metrics call the store that buckets are in where nothing else is said.
+const DEFAULT_STORE: &str = "default";
+
 /// Has figures asked for that their owners keep.
 #[allow(clippy::cast_precision_loss, reason = "so many buckets there are not")]
-fn observe(metrics: &Metrics, limiter: &Arc<Limiter>) {
-    let limiter = Arc::clone(limiter);
+fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
+    let (limiter, watch) = (Arc::clone(limiter), Arc::clone(watch));
     metrics.observe(move |to| {
+        collection::collect_status(&watch.status(), to);
+        if let Some(redis) = limiter.redis() {
+            redis.nodes().iter().for_each(|node| node.collect(DEFAULT_STORE, to));
+        }
         if let Some(store) = limiter.memory() {
             let usage = store.usage();
             to.number(&LOCAL_BUCKETS, &[], usage.buckets as f64);

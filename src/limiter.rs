@@ -61,6 +61,15 @@ impl Limiter {
         }
     }
 
+    /// The store in Redis, if there is one.
+    #[must_use]
+    pub fn redis(&self) -> Option<&RedisStore> {
+        match &self.store {
+            Store::Memory(_) => None,
+            Store::Shared { redis, .. } => Some(redis),
+        }
+    }
+
     /// Decides one request: all of its charges or none. `names` is needed where [`Limiter::memory`] is not.
     ///
     /// # Errors

@@ -139,7 +139,7 @@ impl Service {
             let rules = self.rules.load();
             let plan = self.plan(rules.as_ref().ok_or_else(no_rules)?, request)?;
             let decision = store.decide(&plan.charges);
-            self.count(&plan, &decision);
+            self.count(request, &plan, &decision);
             return Ok(self.response(request, &plan, &decision));
         }
         let rules = self.rules.load_full().ok_or_else(no_rules)?;
@@ -147,7 +147,7 @@ impl Service {
         let names = std::mem::take(&mut plan.names);
         let decision = self.limiter.decide(&plan.charges, names).await;
         let decision = decision.map_err(|error| Status::unavailable(error.to_string()))?;
-        self.count(&plan, &decision);
+        self.count(request, &plan, &decision);
         Ok(self.response(request, &plan, &decision))
     }
 

@@ -97,6 +97,10 @@ pub struct Settings {
     #[arg(long, env = "WEIR_NEAR_LIMIT", value_name = "SHARE", default_value = "0.8", value_parser = share)]
     pub near_limit: f64,
 
+    /// Combinations of values that metrics tell apart, for rules that ask for it; later ones are counted together
+    #[arg(long, env = "WEIR_MAX_DETAILED_SERIES", value_name = "COUNT", default_value = "1000")]
+    pub max_detailed_series: usize,
+
     /// Longest time to finish calls in after SIGTERM
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = humantime::parse_duration)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::service::CurrentRules;
 
 pub mod collection;
+pub mod detailed;
 pub mod instrument;
 pub mod logs;
 pub mod metrics;

@@ -53,6 +53,8 @@ struct Level<'f> {
     label: Option<String>,
     /// What stands in for the value in a bucket's name.
     shared: Option<Box<[u8]>>,
+    /// `value_to_metric`.
+    told: bool,
 }
 
 impl Compiler {
@@ -198,7 +200,15 @@ impl<'f> Scope<'f> {
         }
 
         let shared = stand_in.filter(|_| is_shared).map(|text| text.into_bytes().into());
-        trail.push(Level { key, kind: matcher.kind(), id: matcher.id(), label: matcher.label(), shared });
+        let told = is_true(&descriptor.value_to_metric);
+        trail.push(Level {
+            key,
+            kind: matcher.kind(),
+            id: matcher.id(),
+            label: matcher.label(),
+            shared,
+            told,
+        });
         let rule = self.rule(place, descriptor, path, trail);
         let mut node = Node { source: self.source(place), rule, below: Branch::default() };
         self.descriptors(&mut node.below, &descriptor.descriptors, &Path::Key(path, "descriptors"), trail);
@@ -281,9 +291,15 @@ impl<'f> Scope<'f> {
             overdraft: is_true(&descriptor.overdraft),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
-            detailed_metric: is_true(&descriptor.detailed_metric),
+            told_values: told_values(trail, is_true(&descriptor.detailed_metric)),
         })
     }
+}
+
+/// Which of the entries' values metrics tell.
+fn told_values(trail: &Trail<'_>, all: bool) -> Box<[bool]> {
+    let any = all || trail.iter().any(|level| level.told);
+    if any { trail.iter().map(|level| all || level.told).collect() } else { Box::default() }
 }
 
 fn is_true(field: &Field<bool>) -> bool {

@@ -50,8 +50,8 @@ pub struct Rule {
     pub on_redis_failure: Option<OnRedisFailure>,
     /// What goes into the response's dynamic metadata.
     pub metadata: Option<Any>,
-    /// Whether metrics tell its buckets apart by all values.
-    pub detailed_metric: bool,
+    /// For each entry, whether metrics tell its values apart; empty where none is.
+    pub told_values: Box<[bool]>,
 }
 
 /// One limit of a rule.

@@ -200,7 +200,7 @@ descriptors:
     );
     let a = find(&set, "a=1").unwrap();
     assert_eq!(
-        (&*a.limits[0].name, &*a.limits[0].limit_id, a.mode, a.detailed_metric),
+        (&*a.limits[0].name, &*a.limits[0].limit_id, a.mode, a.told_values.contains(&true)),
         ("wide", "wide", crate::decision::Mode::Quota, true)
     );
     assert_eq!(a.limits[0].replaces.iter().map(|name| &**name).collect::<Vec<_>>(), ["narrow"]);

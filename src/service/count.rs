@@ -5,7 +5,7 @@ use tonic::{Code as GrpcCode, Status};
 use super::{Asked, LimitSource, Plan, Service};
 use crate::bucket::{Hits, Outcome as Fit};
 use crate::decision::{Charge, Decision, Mode, Source, Verdict};
-use crate::proto::{Code, RateLimitResponse};
+use crate::proto::{Code, RateLimitRequest, RateLimitResponse};
 use crate::telemetry::metrics::CallResult;
 use crate::telemetry::tally::Outcome;
 
@@ -21,15 +21,15 @@ pub(super) fn result(answer: &Result<RateLimitResponse, Status>) -> CallResult {
 
 impl Service {
     /// Counts what was decided with the rules that decided it.
-    pub(super) fn count(&self, plan: &Plan<'_>, decision: &Decision) {
+    pub(super) fn count(&self, request: &RateLimitRequest, plan: &Plan<'_>, decision: &Decision) {
         let Some(domain) = plan.domain else { return };
-        for asked in &plan.asked {
+        for (asked, descriptor) in plan.asked.iter().zip(&request.descriptors) {
             match asked {
                 Asked::Nothing => domain.unmatched.increment(),
                 Asked::Unlimited { limit, hits } => {
                     limit.tally.count(Source::Local, Outcome::Ok, taken(*hits));
                 }
-                Asked::Charges { of, .. } => {
+                Asked::Charges { of, rule } => {
                     for (charge, verdict, limit) in plan.charged(of, decision) {
                         let tally = match limit {
                             LimitSource::Rule(limit) => &limit.tally,
@@ -37,6 +37,20 @@ impl Service {
                         };
                         let outcome = outcome(charge, verdict, decision.denied, self.options.near_limit);
                         tally.count(verdict.source, outcome, taken(charge.hits));
+                        if let (Some(rule), LimitSource::Rule(limit)) = (rule, limit)
+                            && !rule.told_values.is_empty()
+                        {
+                            let domain = &*request.domain;
+                            let entries = descriptor.entries.iter().zip(&rule.told_values);
+                            let entries = entries
+                                .map(|(entry, is_told)| (&*entry.key, is_told.then_some(&*entry.value)));
+                            self.metrics.detailed.count(
+                                domain,
+                                &rule.metric_name(limit, domain),
+                                entries,
+                                outcome,
+                            );
+                        }
                     }
                 }
             }
@@ -80,12 +94,14 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::limiter::Limiter;
-    use crate::proto::{Entry, RateLimitDescriptor, RateLimitRequest};
+    use crate::proto::{Entry, RateLimitDescriptor};
     use crate::rules::RuleSet;
     use crate::service::{CurrentRules, Options};
     use crate::store::{KeySeed, LocalStore};
     use crate::telemetry::collection::{Collection, collect_rules};
-    use crate::telemetry::metrics::{CALL_DURATION, CALLS, DECISIONS, HITS, UNKNOWN_DOMAIN, UNMATCHED};
+    use crate::telemetry::metrics::{
+        CALL_DURATION, CALLS, DECISIONS, DETAILED, HITS, UNKNOWN_DOMAIN, UNMATCHED,
+    };
     use crate::telemetry::{Metrics, Telemetry};
 
     const NOW: u64 = 1_790_000_000_000_000;
@@ -96,6 +112,10 @@ descriptors:
   - { key: five, value: x, rate_limit: { unit: minute, requests_per_unit: 5, name: few } }
   - { key: shadowed, shadow_mode: true, rate_limit: { unit: minute, requests_per_unit: 1 } }
   - { key: two, rate_limits: [ { unit: second, requests_per_unit: 9 }, { unit: minute, requests_per_unit: 9 } ] }
+  - { key: told, detailed_metric: true, rate_limit: { unit: minute, requests_per_unit: 9 } }
+  - key: above
+    value_to_metric: true
+    descriptors: [ { key: below, rate_limit: { unit: minute, requests_per_unit: 9 } } ]
   - { key: free, rate_limit: { unlimited: true } }
 ";
 
@@ -143,9 +163,12 @@ descriptors:
                 descriptors: entries.iter().map(descriptor).collect(),
                 hits_addend: hits,
             };
-            let answer =
-                pin!(self.service.answer(&request)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-            assert!(answer);
+            self.call(&request);
+        }
+
+        fn call(&self, request: &RateLimitRequest) {
+            let answer = pin!(self.service.answer(request)).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(answer.is_ready());
         }
 
         fn told(&self) -> Collection {
@@ -205,6 +228,32 @@ descriptors:
         all.rules.store(None);
         all.ask("api", &[("five", "x")], 1);
         assert_eq!(all.told().find(&CALLS, &["unavailable"]), Some(1.0));
+    }
+
+    #[test]
+    fn values_of_requests_are_told_where_a_rule_asks_for_them_and_nowhere_else() {
+        let all = fixture();
+        all.ask("api", &[("told", "ann"), ("ten", "bob")], 1);
+        let told = all.told();
+        assert_eq!(told.find(&DETAILED, &["api", "told", "told=ann", "ok"]), Some(1.0));
+        assert_eq!(
+            told.find(&DECISIONS, &["api", "told", "ok", "local"]),
+            Some(1.0),
+            "beside the rule's own"
+        );
+        let entry = |key: &str, value: &str| Entry {
+            key: key.as_bytes().to_vec().into(),
+            value: value.as_bytes().to_vec().into(),
+        };
+        let descriptor = RateLimitDescriptor {
+            entries: vec![entry("above", "x"), entry("below", "y")],
+            ..RateLimitDescriptor::default()
+        };
+        all.call(&RateLimitRequest { domain: "api".into(), descriptors: vec![descriptor], hits_addend: 1 });
+        assert_eq!(all.told().find(&DETAILED, &["api", "above.below", "above=x,below", "ok"]), Some(1.0));
+        let telemetry = Telemetry::new(Arc::clone(&all.metrics), Arc::clone(&all.rules));
+        let text = telemetry.render(None).1;
+        assert!(!text.contains("bob") && !text.contains("\"y\""), "{text}");
     }
 
     #[test]

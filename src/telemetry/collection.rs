@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::instrument::Distribution;
-use super::metrics::{ALL, DECISIONS, HITS, Instrument, RULES_FILES, RULES_LIMITS, RULES_LOADED, UNMATCHED};
+use super::metrics::{
+    ALL, BREAKER_OPENINGS, BREAKER_STATE, DECISIONS, HITS, Instrument, RULES_FILES, RULES_INFO, RULES_LIMITS,
+    RULES_LOADED, RULES_REFUSALS, RULES_REFUSED, RULES_TIME, RULES_VERSION, UNMATCHED,
+};
 use super::tally::Counted;
-use crate::rules::RuleSet;
+use crate::breaker::{Breaker, State};
+use crate::rules::{RuleSet, Status};
 
 /// Figures of one moment, by instrument.
 #[derive(Debug, Default)]
@@ -74,6 +78,27 @@ impl Collection {
     }
 }
 
+/// Tells what the breaker of a store does.
+pub fn collect_breaker(store: &str, breaker: &Breaker, to: &mut Collection) {
+    let is = breaker.state();
+    for state in [State::Closed, State::Open, State::Probing] {
+        to.number(&BREAKER_STATE, &[store, state.name()], f64::from(u8::from(is == state)));
+    }
+    to.count(&BREAKER_OPENINGS, &[store], breaker.openings());
+}
+
+/// Tells how the rule files stand.
+#[allow(clippy::cast_precision_loss, reason = "a moment for people")]
+pub fn collect_status(status: &Status, to: &mut Collection) {
+    if let Some(in_force) = &status.in_force {
+        to.count(&RULES_VERSION, &[], in_force.version);
+        to.number(&RULES_TIME, &[], in_force.since as f64 / 1e6);
+        to.number(&RULES_INFO, &[&in_force.hash.to_string()], 1.0);
+    }
+    to.count(&RULES_REFUSALS, &[], status.refusals);
+    to.number(&RULES_REFUSED, &[], f64::from(u8::from(status.refused.is_some())));
+}
+
 /// The rule that stands for the limits which requests bring along.
 const OVERRIDE: &str = "(override)";
 
@@ -106,5 +131,50 @@ pub fn collect_rules(rules: Option<&RuleSet>, to: &mut Collection) {
                 to.count(&HITS, &[domain, &rule, outcome.label()], count);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::breaker::Thresholds;
+    use crate::clock::Clock;
+    use crate::rules::Watch;
+
+    #[tokio::test]
+    async fn a_breaker_is_told_in_one_state_with_its_openings() {
+        let breaker = Breaker::new("default", Thresholds::default());
+        let told = |state: &str, breaker: &Breaker| {
+            let mut told = Collection::default();
+            collect_breaker("default", breaker, &mut told);
+            (told.find(&BREAKER_STATE, &["default", state]), told.find(&BREAKER_OPENINGS, &["default"]))
+        };
+        assert_eq!(told("closed", &breaker), (Some(1.0), Some(0.0)));
+        (0..100).for_each(|_| breaker.failed("late"));
+        assert_eq!(told("open", &breaker), (Some(1.0), Some(1.0)));
+        assert_eq!(told("closed", &breaker).0, Some(0.0));
+    }
+
+    #[test]
+    fn rules_are_told_with_their_version_their_hour_and_what_was_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("rules.yaml");
+        std::fs::write(&file, "domain: api\n").unwrap();
+        let watch = Watch::new(directory.path(), Clock::manual(1_790_000_000_500_000));
+        let told = || {
+            let mut told = Collection::default();
+            collect_status(&watch.status(), &mut told);
+            told
+        };
+        assert_eq!(told().find(&RULES_VERSION, &[]), None);
+        watch.start().unwrap();
+        assert_eq!(told().find(&RULES_VERSION, &[]), Some(1.0));
+        assert_eq!(told().find(&RULES_TIME, &[]), Some(1_790_000_000.5));
+        assert_eq!(told().find(&RULES_REFUSED, &[]), Some(0.0));
+        std::fs::write(&file, "domain: [").unwrap();
+        watch.start().unwrap_err();
+        assert_eq!(told().find(&RULES_REFUSED, &[]), Some(1.0));
+        assert_eq!(told().find(&RULES_REFUSALS, &[]), Some(1.0));
+        assert_eq!(told().find(&RULES_VERSION, &[]), Some(1.0), "the one that is in force");
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::collection::Collection;
+use super::detailed::Detailed;
 use super::instrument::{COUNT, Counter, Gauge, Histogram, SECONDS};
 use crate::store::{Class, StoreError};
 
@@ -89,26 +90,28 @@ instruments! {
         "Charges decided by a rule's limit: ok, near_limit, warned, over_limit, shadowed (over, and denied nothing) or uncharged (another limit denied the request); by redis, local buckets or a remembered denial.";
     HITS: Counter "weir.hits" "{hit}" [domain, rule, outcome]
         "Hits that those charges asked for.";
+    DETAILED: Counter "weir.detailed.decisions" "{decision}" [domain, rule, values, outcome]
+        "The same for rules with detailed_metric or value_to_metric, by values of requests; at most --max-detailed-series of them, and the rest as (overflow).";
     UNMATCHED: Counter "weir.unmatched" "{descriptor}" [domain]
         "Descriptors that meet no limit of their domain.";
-    REDIS_BATCH_DURATION: Histogram "weir.redis.batch.duration" "s" [store]
+    REDIS_BATCH_DURATION: Histogram "weir.redis.batch.duration" "s" [store, node]
         "Time of a batch's round trip to Redis.";
-    REDIS_BATCH_CALLS: Histogram "weir.redis.batch.calls" "{call}" [store]
+    REDIS_BATCH_CALLS: Histogram "weir.redis.batch.calls" "{call}" [store, node]
         "Calls that shared a round trip to Redis.";
-    REDIS_QUEUE: Gauge "weir.redis.queue.length" "{call}" [store]
+    REDIS_QUEUE: Gauge "weir.redis.queue.length" "{call}" [store, node]
         "Calls that wait for a batch to Redis.";
-    REDIS_CONNECTIONS: Gauge "weir.redis.connections" "{connection}" [store]
+    REDIS_CONNECTIONS: Gauge "weir.redis.connections" "{connection}" [store, node]
         "Connections to Redis that work, as far as is known.";
+    REDIS_EVICTS: Gauge "weir.redis.evicts" "" [store, node]
+        "1 if Redis's maxmemory-policy lets it forget buckets, else 0.";
+    REDIS_DISAGREEMENTS: Counter "weir.redis.disagreements" "{call}" [store, node]
+        "Requests that the script in Redis and weir's own arithmetic decided differently; more than 0 is an error in weir.";
     REDIS_ERRORS: Counter "weir.redis.errors" "{call}" [store, reason]
         "Calls that Redis did not decide, by reason: late, queue_full, unreachable, loading, oom and so on.";
-    REDIS_DISAGREEMENTS: Counter "weir.redis.disagreements" "{call}" [store]
-        "Requests that the script in Redis and weir's own arithmetic decided differently; more than 0 is an error in weir.";
-    REDIS_EVICTS: Gauge "weir.redis.evicts" "" [store]
-        "1 if Redis's maxmemory-policy lets it forget buckets, else 0.";
     BREAKER_STATE: Gauge "weir.breaker.state" "" [store, state]
         "1 for the state that a store's breaker is in: closed, open or probing.";
-    BREAKER_CHANGES: Counter "weir.breaker.changes" "{change}" [store, state]
-        "Changes of a breaker, by the state that it changed to.";
+    BREAKER_OPENINGS: Counter "weir.breaker.openings" "{change}" [store]
+        "Times that a store's breaker opened, or opened again after a probe.";
     LATE_SETTLED: Counter "weir.late.settled" "{reply}" [store, result]
         "Replies of Redis that came after the call was answered, by what was done about them: dropped, refunded, charged or nothing.";
     REFUNDS_FAILED: Counter "weir.refunds.failed" "{refund}" [store]
@@ -127,6 +130,16 @@ instruments! {
         "Limits in force.";
     RULES_FILES: Gauge "weir.rules.files" "{file}" []
         "Files that they are from.";
+    RULES_VERSION: Counter "weir.rules.loads" "{load}" []
+        "Sets of rules that came into force since the start: the version of the one that is.";
+    RULES_TIME: Gauge "weir.rules.loaded_at" "s" []
+        "When the set in force came into force, since the epoch.";
+    RULES_INFO: Gauge "weir.rules.info" "" [hash]
+        "Always 1; the hash of the files in force, the same wherever they are the same.";
+    RULES_REFUSALS: Counter "weir.rules.refusals" "{load}" []
+        "Sets of rules that were refused.";
+    RULES_REFUSED: Gauge "weir.rules.refused" "" []
+        "1 if the files as they are now are refused, else 0.";
     CONNECTIONS: Gauge "weir.connections" "{connection}" [listener]
         "Connections of clients.";
     CONNECTIONS_ACCEPTED: Counter "weir.connections.accepted" "{connection}" [listener]
@@ -178,6 +191,8 @@ pub struct Metrics {
     pub call_duration: Histogram,
     /// See [`UNKNOWN_DOMAIN`].
     pub unknown_domain: Counter,
+    /// See [`DETAILED`].
+    pub detailed: Detailed,
     stores: Named<StoreMetrics>,
     listeners: Named<ListenerMetrics>,
     observers: RwLock<Vec<Observer>>,
@@ -197,7 +212,16 @@ impl std::fmt::Debug for Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(1_000)
+    }
+}
+
+impl Metrics {
+    /// Nothing recorded yet; of values of requests, so many at most will be.
+    #[must_use]
+    pub fn new(most_detailed: usize) -> Self {
         Self {
+            detailed: Detailed::new(most_detailed),
             calls: Default::default(),
             call_duration: Histogram::new(SECONDS),
             unknown_domain: Counter::default(),
@@ -206,9 +230,7 @@ impl Default for Metrics {
             observers: RwLock::default(),
         }
     }
-}
 
-impl Metrics {
     /// Counts a call that has ended.
     #[inline]
     pub fn called(&self, result: CallResult) {
@@ -251,6 +273,7 @@ impl Metrics {
             to.number(&CONNECTIONS, &[&name], float(listener.open.value()));
             to.count(&CONNECTIONS_ACCEPTED, &[&name], listener.accepted.value());
         }
+        self.detailed.collect(&mut to);
         super::process::collect(&mut to);
         for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
             observer(&mut to);
@@ -285,30 +308,6 @@ impl ListenerMetrics {
     }
 }
 
-/// The state of a breaker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BreakerState {
-    /// Calls go to the store.
-    #[default]
-    Closed,
-    /// None do.
-    Open,
-    /// One goes, to see.
-    Probing,
-}
-
-impl BreakerState {
-    const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::Probing];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::Probing => "probing",
-        }
-    }
-}
-
 /// What was done about a reply that came after its call was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -335,40 +334,14 @@ impl Settled {
     }
 }
 
-/// What is recorded of a store in Redis.
-#[derive(Debug)]
+/// What is recorded of a store in Redis, but for what its nodes and its breaker keep themselves.
+#[derive(Debug, Default)]
 pub struct StoreMetrics {
-    /// See [`REDIS_BATCH_DURATION`].
-    pub batch_duration: Histogram,
-    /// See [`REDIS_BATCH_CALLS`].
-    pub batch_calls: Histogram,
-    /// See [`REDIS_EVICTS`].
-    pub evicts: Gauge,
     /// See [`REFUNDS_FAILED`].
     pub refunds_failed: Counter,
     /// By class.
     errors: [Counter; Class::ALL.len()],
-    /// The place in [`BreakerState::ALL`]; a negative number is none, for a store without a breaker.
-    breaker: Gauge,
-    breaker_changes: [Counter; BreakerState::ALL.len()],
     settled: [Counter; Settled::ALL.len()],
-}
-
-impl Default for StoreMetrics {
-    fn default() -> Self {
-        let breaker = Gauge::default();
-        breaker.set(-1);
-        Self {
-            batch_duration: Histogram::new(SECONDS),
-            batch_calls: Histogram::new(COUNT),
-            evicts: Gauge::default(),
-            refunds_failed: Counter::default(),
-            errors: Default::default(),
-            breaker,
-            breaker_changes: Default::default(),
-            settled: Default::default(),
-        }
-    }
 }
 
 impl StoreMetrics {
@@ -376,19 +349,6 @@ impl StoreMetrics {
     pub fn failed(&self, error: &StoreError) {
         if let Some(errors) = self.errors.get(error.class() as usize) {
             errors.increment();
-        }
-    }
-
-    /// The breaker is in this state now. A change of it is counted, its first state is not.
-    pub fn breaker_is(&self, state: BreakerState) {
-        let place = state as i64;
-        let before = self.breaker.value();
-        self.breaker.set(place);
-        if before >= 0
-            && before != place
-            && let Some(changes) = self.breaker_changes.get(state as usize)
-        {
-            changes.increment();
         }
     }
 
@@ -400,24 +360,28 @@ impl StoreMetrics {
     }
 
     fn collect(&self, name: &str, to: &mut Collection) {
-        to.distribution(&REDIS_BATCH_DURATION, &[name], self.batch_duration.distribution());
-        to.distribution(&REDIS_BATCH_CALLS, &[name], self.batch_calls.distribution());
-        to.number(&REDIS_EVICTS, &[name], float(self.evicts.value()));
         to.count(&REFUNDS_FAILED, &[name], self.refunds_failed.value());
         for (class, errors) in Class::ALL.into_iter().zip(&self.errors) {
             to.count(&REDIS_ERRORS, &[name, class.name()], errors.value());
         }
-        let breaker = self.breaker.value();
-        if breaker >= 0 {
-            for (state, changes) in BreakerState::ALL.into_iter().zip(&self.breaker_changes) {
-                let is_it = state as i64 == breaker;
-                to.number(&BREAKER_STATE, &[name, state.label()], f64::from(u8::from(is_it)));
-                to.count(&BREAKER_CHANGES, &[name, state.label()], changes.value());
-            }
-        }
         for (how, settled) in Settled::ALL.into_iter().zip(&self.settled) {
             to.count(&LATE_SETTLED, &[name, how.label()], settled.value());
         }
+    }
+}
+
+/// What is recorded of one Redis server.
+#[derive(Debug)]
+pub struct NodeMetrics {
+    /// See [`REDIS_BATCH_DURATION`].
+    pub batch_duration: Histogram,
+    /// See [`REDIS_BATCH_CALLS`].
+    pub batch_calls: Histogram,
+}
+
+impl Default for NodeMetrics {
+    fn default() -> Self {
+        Self { batch_duration: Histogram::new(SECONDS), batch_calls: Histogram::new(COUNT) }
     }
 }
 
@@ -454,22 +418,6 @@ mod tests {
         assert_eq!(CALL_DURATION.prometheus_name(), "weir_call_duration_seconds");
         assert_eq!(PROCESS_CPU.prometheus_name(), "weir_process_cpu_seconds_total");
         assert_eq!(PROCESS_MEMORY.prometheus_name(), "weir_process_resident_memory_bytes");
-    }
-
-    #[test]
-    fn a_breaker_counts_its_changes_and_tells_one_state() {
-        let metrics = Metrics::default();
-        let store = metrics.store("default");
-        let states = |metrics: &Metrics| metrics.collect().find(&BREAKER_STATE, &["default", "open"]);
-        assert_eq!(states(&metrics), None, "a store without a breaker says nothing of it");
-        for state in [BreakerState::Closed, BreakerState::Open, BreakerState::Open, BreakerState::Probing] {
-            store.breaker_is(state);
-        }
-        let told = metrics.collect();
-        for (state, is, changes) in [("closed", 0.0, 0.0), ("open", 0.0, 1.0), ("probing", 1.0, 1.0)] {
-            assert_eq!(told.find(&BREAKER_STATE, &["default", state]), Some(is));
-            assert_eq!(told.find(&BREAKER_CHANGES, &["default", state]), Some(changes));
-        }
     }
 
     #[test]

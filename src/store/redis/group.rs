@@ -38,6 +38,11 @@ impl Group {
         groups
     }
 
+    /// Calls that are in it.
+    pub(super) fn calls(&self) -> usize {
+        self.answers.len()
+    }
+
     /// Answers each call with what became of it.
     pub(super) fn answer(self, decided: Vec<Decided>) {
         for (answer, decided) in self.answers.into_iter().zip(decided) {

@@ -41,6 +41,8 @@ struct Kept {
     broken: Notify,
     /// What was wrong when there last was none: the place in [`Class::ALL`].
     trouble: AtomicU8,
+    /// Whether the server last said that it may forget keys when its memory is full.
+    evicts: AtomicBool,
 }
 
 /// A connection that works as far as is known.
@@ -83,6 +85,7 @@ impl Link {
             current: ArcSwapOption::empty(),
             broken: Notify::new(),
             trouble: AtomicU8::new(0),
+            evicts: AtomicBool::new(false),
         });
         kept.note(Class::Unreachable);
         let keeping = tokio::spawn(keep_connected(Arc::clone(&kept)));
@@ -97,6 +100,11 @@ impl Link {
     /// Whether there is one.
     pub(super) fn is_connected(&self) -> bool {
         self.kept.current.load().is_some()
+    }
+
+    /// Whether the server said that it may forget keys when its memory is full.
+    pub(super) fn evicts(&self) -> bool {
+        self.kept.evicts.load(Ordering::Relaxed)
     }
 
     /// What was wrong when there last was none.
@@ -186,9 +194,11 @@ async fn keep_connected(link: Arc<Kept>) {
     loop {
         match connect(&link.resolver, &link.tuning).await {
             Ok((connection, address, info)) => {
+                let policy = eviction_policy(&info);
+                link.evicts.store(policy.is_some(), Ordering::Relaxed);
                 if !useless {
                     tracing::info!(redis = %address, "connected");
-                    warn_of_eviction(&address, &info);
+                    warn_of_eviction(&address, policy);
                 }
                 said = None;
                 let since = clock::instant();
@@ -269,9 +279,14 @@ fn told<'i>(info: &'i str, field: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
 }
 
+/// How a server picks the keys that it forgets when its memory is full, if it forgets any.
+fn eviction_policy(info: &str) -> Option<&str> {
+    told(info, "maxmemory_policy").filter(|policy| *policy != "noeviction")
+}
+
 /// Warns of a Redis that may forget what was used while it runs.
-fn warn_of_eviction(address: &Address, info: &str) {
-    if let Some(policy) = told(info, "maxmemory_policy").filter(|policy| *policy != "noeviction") {
+fn warn_of_eviction(address: &Address, policy: Option<&str>) {
+    if let Some(policy) = policy {
         tracing::warn!(
             redis = %address,
             policy,

@@ -23,6 +23,11 @@ use crate::bucket::{Hits, Limit};
 use crate::clock;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdicts};
 use crate::store::{Class, StoreError};
+use crate::telemetry::collection::Collection;
+use crate::telemetry::metrics::{
+    NodeMetrics, REDIS_BATCH_CALLS, REDIS_BATCH_DURATION, REDIS_CONNECTIONS, REDIS_DISAGREEMENTS,
+    REDIS_EVICTS, REDIS_QUEUE,
+};
 
 /// One Redis server.
 #[derive(Debug)]
@@ -40,6 +45,7 @@ pub struct Node {
     refused: AtomicBool,
     /// What is charged to see whether it works.
     probe: NamedCharge,
+    metrics: NodeMetrics,
 }
 
 impl Node {
@@ -57,6 +63,7 @@ impl Node {
             hash: redis::Script::new(script::DECIDE).get_hash().to_owned(),
             parted: AtomicU64::new(0),
             refused: AtomicBool::new(false),
+            metrics: NodeMetrics::default(),
             probe: NamedCharge { charge: probe(), name: format!("weir:!probe|{process:016x}").into() },
         })
     }
@@ -112,6 +119,20 @@ impl Node {
         self.parted.load(Ordering::Relaxed)
     }
 
+    /// Tells its figures, as one of the store of this name.
+    #[allow(clippy::cast_precision_loss, reason = "so many calls do not wait")]
+    pub fn collect(&self, store: &str, to: &mut Collection) {
+        let labels = [store, self.name()];
+        to.distribution(&REDIS_BATCH_DURATION, &labels, self.metrics.batch_duration.distribution());
+        to.distribution(&REDIS_BATCH_CALLS, &labels, self.metrics.batch_calls.distribution());
+        to.number(&REDIS_QUEUE, &labels, self.waiting() as f64);
+        let connected = self.links.iter().filter(|link| link.is_connected()).count();
+        to.number(&REDIS_CONNECTIONS, &labels, connected as f64);
+        let evicts = self.links.iter().any(Link::evicts);
+        to.number(&REDIS_EVICTS, &labels, f64::from(u8::from(evicts)));
+        to.count(&REDIS_DISAGREEMENTS, &labels, self.parted());
+    }
+
     async fn ask(
         self: &Arc<Self>,
         part: Part,
@@ -165,7 +186,11 @@ impl Node {
                 }
             }
             let Some((link, live)) = found else { return };
-            let replies = match self.send(&live, lane, &open, whole).await {
+            self.metrics.batch_calls.record(open.iter().map(|group| group.calls() as u64).sum());
+            let start = clock::stopwatch();
+            let replies = self.send(&live, lane, &open, whole).await;
+            self.metrics.batch_duration.record_time(start.elapsed());
+            let replies = match replies {
                 Some(Ok(replies)) => replies,
                 Some(Err(error)) => {
                     link.found_broken(&live, &error);

@@ -31,6 +31,7 @@ pub(crate) fn settings(rules: &Path) -> Settings {
         max_debt: 10.0,
         dynamic_metadata: false,
         near_limit: 0.8,
+        max_detailed_series: 1_000,
         drain_timeout: Duration::from_secs(5),
         log: "info".into(),
     }
