@@ -5,7 +5,6 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,8 +20,6 @@ mod check;
 mod descriptor;
 mod explain;
 mod hit;
-
-use descriptor::DescriptorArg;
 
 /// A wrong command line or wrong rules, as sysexits.h has it.
 const EX_USAGE: u8 = 64;
@@ -46,19 +43,7 @@ enum Command {
     Check(check::Check),
 
     /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
-    Explain {
-        /// Directory of rule files, or a single file
-        #[arg(long, env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
-        rules: PathBuf,
-
-        /// Domain, as the proxy names it
-        #[arg(long)]
-        domain: String,
-
-        /// Descriptors of one request
-        #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
-        descriptors: Vec<DescriptorArg>,
-    },
+    Explain(explain::Explain),
 
     /// Ask a running server about one request, and charge it
     Hit(Box<hit::Hit>),
@@ -78,8 +63,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match command {
         Command::Serve(settings) => serve(*settings),
         Command::Check(check) => check.run(),
-        Command::Explain { rules, domain, descriptors } => match load(&rules) {
-            Ok(set) => answer(&explain::explain(&set, &domain, &descriptors)),
+        Command::Explain(explain) => match load(explain.rules()) {
+            Ok(set) => match explain.run(set) {
+                Ok(text) => answer(&text),
+                Err(error) => fail(EX_USAGE, &error),
+            },
             Err(code) => code,
         },
         Command::Hit(hit) => match runtime().and_then(|runtime| runtime.block_on(hit.run())) {

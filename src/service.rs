@@ -23,6 +23,7 @@ use crate::telemetry::Metrics;
 mod convert;
 mod count;
 mod headers;
+pub(crate) mod trial;
 
 pub use convert::Override;
 
@@ -30,7 +31,7 @@ pub use convert::Override;
 pub type CurrentRules = Arc<ArcSwapOption<RuleSet>>;
 
 /// What of the service can be set.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Options {
     /// Descriptors that one request may have.
     pub max_descriptors: usize,

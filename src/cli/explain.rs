@@ -1,14 +1,89 @@
 //! `weir explain`: the way of descriptors through the rules, as text.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::descriptor::DescriptorArg;
-use crate::bucket::Algorithm;
-use crate::decision::{Mode, OnRedisFailure};
+use super::hit;
+use crate::bucket::{Algorithm, Outcome, Retry};
+use crate::decision::{Mode, OnRedisFailure, Verdict};
 use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
+use crate::service::trial::{Trial, on_unused_buckets};
+
+/// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    /// Directory of rule files, or a single file
+    #[arg(long, env = "WEIR_RULES", value_name = "PATH", default_value = "config")]
+    rules: PathBuf,
+
+    /// Domain, as the proxy names it
+    #[arg(long)]
+    domain: String,
+
+    /// Say also what would be decided of a request of so many hits for each descriptor, if nobody had come before; 0 asks
+    /// whether there is room
+    #[arg(long, value_name = "COUNT")]
+    hits: Option<u64>,
+
+    /// Descriptors of one request
+    #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
+    descriptors: Vec<DescriptorArg>,
+}
+
+impl Explain {
+    /// Where the rules are.
+    pub(super) fn rules(&self) -> &std::path::Path {
+        &self.rules
+    }
+
+    /// Tells by these rules what was asked for.
+    ///
+    /// # Errors
+    /// When no request can be made of the arguments.
+    pub(super) fn run(&self, set: RuleSet) -> Result<String, String> {
+        let mut text = explain(&set, &self.domain, &self.descriptors);
+        if let Some(hits) = self.hits {
+            let request = hit::request(&self.domain, &self.descriptors, Some(hits), false);
+            let trial =
+                on_unused_buckets(Arc::new(set), &request).map_err(|status| status.message().to_owned())?;
+            // Writing to a String does not fail.
+            _ = write_trial(&mut text, &self.descriptors, hits, &trial);
+        }
+        Ok(text)
+    }
+}
+
+/// Tells the decision, and of descriptors with several limits what came of each.
+fn write_trial(
+    text: &mut String,
+    descriptors: &[DescriptorArg],
+    hits: u64,
+    trial: &Trial,
+) -> std::fmt::Result {
+    let hits = match hits {
+        0 => "a look at unused buckets".to_owned(),
+        1 => "1 hit on unused buckets".to_owned(),
+        hits => format!("{hits} hits on unused buckets"),
+    };
+    write!(text, "{hits}: {}", hit::text(descriptors, &trial.response))?;
+    for (descriptor, limits) in descriptors.iter().zip(&trial.limits).filter(|(_, limits)| limits.len() > 1) {
+        writeln!(text, "  {descriptor}: of its limits")?;
+        for (id, Verdict { outcome, remaining, .. }) in limits {
+            let room = match outcome {
+                Outcome::Fits => "has room",
+                Outcome::Over(Retry::In(_)) => "has no room now",
+                Outcome::Over(Retry::Never) => "never has room for so many",
+            };
+            writeln!(text, "    `{id}` {room}, {remaining} left")?;
+        }
+    }
+    Ok(())
+}
 
 /// Tells for each descriptor of a request what it meets, and why.
-pub(super) fn explain(set: &RuleSet, name: &str, descriptors: &[DescriptorArg]) -> String {
+fn explain(set: &RuleSet, name: &str, descriptors: &[DescriptorArg]) -> String {
     let Some(domain) = set.domain(name) else {
         let known: Vec<_> = set.domains().map(|(name, _)| format!("`{name}`")).collect();
         return format!(

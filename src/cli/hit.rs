@@ -75,40 +75,49 @@ impl Hit {
         let response = answer.map_err(|status| {
             format!("{} answers {:?}: {}", self.target.name, status.code(), status.message())
         })?;
-        if self.json { json(response.get_ref()) } else { Ok(self.text(response.get_ref())) }
+        if self.json { json(response.get_ref()) } else { Ok(text(&self.descriptors, response.get_ref())) }
     }
 
     fn request(&self) -> RateLimitRequest {
-        let entry = |(key, value): &(Vec<u8>, Vec<u8>)| Entry {
-            key: key.clone().into(),
-            value: value.clone().into(),
-        };
-        let descriptor = |descriptor: &DescriptorArg| RateLimitDescriptor {
-            entries: descriptor.entries.iter().map(entry).collect(),
-            hits_addend: self.hits,
-            is_negative_hits: self.give_back,
-            ..RateLimitDescriptor::default()
-        };
-        RateLimitRequest {
-            domain: self.domain.clone(),
-            descriptors: self.descriptors.iter().map(descriptor).collect(),
-            hits_addend: 0,
-        }
+        request(&self.domain, &self.descriptors, self.hits, self.give_back)
     }
+}
 
-    fn text(&self, response: &RateLimitResponse) -> String {
-        let mut text = format!("{}\n", code(response.overall_code));
-        // A denial that waiting cures says how long; without that, something was asked that never fits.
-        let never = !response.response_headers_to_add.iter().any(|header| header.key == "retry-after");
-        for (descriptor, status) in self.descriptors.iter().zip(&response.statuses) {
-            // Writing to a String does not fail.
-            _ = writeln!(text, "  {descriptor}: {}", describe(status, never));
-        }
-        for header in &response.response_headers_to_add {
-            _ = writeln!(text, "  {}: {}", header.key, header.value);
-        }
-        text
+/// The request that these arguments stand for.
+pub(super) fn request(
+    domain: &str,
+    descriptors: &[DescriptorArg],
+    hits: Option<u64>,
+    give_back: bool,
+) -> RateLimitRequest {
+    let entry =
+        |(key, value): &(Vec<u8>, Vec<u8>)| Entry { key: key.clone().into(), value: value.clone().into() };
+    let descriptor = |descriptor: &DescriptorArg| RateLimitDescriptor {
+        entries: descriptor.entries.iter().map(entry).collect(),
+        hits_addend: hits,
+        is_negative_hits: give_back,
+        ..RateLimitDescriptor::default()
+    };
+    RateLimitRequest {
+        domain: domain.to_owned(),
+        descriptors: descriptors.iter().map(descriptor).collect(),
+        hits_addend: 0,
     }
+}
+
+/// An answer, for people.
+pub(super) fn text(descriptors: &[DescriptorArg], response: &RateLimitResponse) -> String {
+    let mut text = format!("{}\n", code(response.overall_code));
+    // A denial that waiting cures says how long; without that, something was asked that never fits.
+    let never = !response.response_headers_to_add.iter().any(|header| header.key == "retry-after");
+    for (descriptor, status) in descriptors.iter().zip(&response.statuses) {
+        // Writing to a String does not fail.
+        _ = writeln!(text, "  {descriptor}: {}", describe(status, never));
+    }
+    for header in &response.response_headers_to_add {
+        _ = writeln!(text, "  {}: {}", header.key, header.value);
+    }
+    text
 }
 
 fn code(code: i32) -> &'static str {

@@ -267,6 +267,54 @@ none=n
 }
 
 #[test]
+fn explain_shows_the_whole_decision_on_unused_buckets() {
+    let directory = rules(
+        "
+domain: api
+descriptors:
+  - { key: user, rate_limits: [ 20/second, 15/minute, { name: daily, unit: day, requests_per_unit: 3 } ] }
+  - { key: plan, cost: 2, rate_limit: 5/day }
+  - { key: trial, shadow_mode: true, rate_limit: 1/day }
+",
+    );
+    let path = directory.path().to_str().unwrap();
+    let decision = |hits: &str, descriptors: &[&str]| {
+        let arguments = ["explain", "--rules", path, "--domain", "api", "--hits", hits];
+        let (code, printed, error) = run(&[&arguments, descriptors].concat(), &[]);
+        assert_eq!((code, error.as_str()), (0, ""));
+        let (_, decision) = printed.split_once("unused buckets: ").unwrap();
+        decision.to_owned()
+    };
+    assert_eq!(
+        decision("1", &["user=a", "plan=b", "none=c"]),
+        "OK
+  user=a: OK, 3 per day (daily), 2 left, full in 28800 s
+  plan=b: OK, 5 per day, 3 left, full in 34560 s
+  none=c: OK, no limit applies
+  user=a: of its limits
+    `second` has room, 19 left
+    `minute` has room, 14 left
+    `daily` has room, 2 left
+"
+    );
+    assert_eq!(
+        decision("4", &["user=a", "trial=t"]),
+        "OVER_LIMIT
+  user=a: OVER_LIMIT, 3 per day (daily), 3 left, does not fit, or another descriptor never will
+  trial=t: OK, 1 per day, 0 left, full in 86400 s
+  user=a: of its limits
+    `second` has room, 20 left
+    `minute` has room, 15 left
+    `daily` never has room for so many, 3 left
+"
+    );
+    assert!(decision("0", &["plan=b"]).starts_with("OK\n  plan=b: OK, 5 per day, 5 left"));
+
+    let (code, _, error) = run(&["explain", "--rules", path, "--domain", "api", "--hits", "1", "=b"], &[]);
+    assert_eq!(code, 64, "{error}");
+}
+
+#[test]
 fn hit_prints_the_answer_for_people_and_as_the_protocols_json() {
     let directory = rules(RULES);
     let weir = Weir::start(directory.path());
