@@ -23,7 +23,7 @@ use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::service::{Options, Service};
 use crate::settings::Settings;
-use crate::store::{KeySeed, LocalStore, RedisStore, Tuning};
+use crate::store::{KeySeed, LocalStore, RedisStore};
 use crate::telemetry::metrics::{LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED};
 use crate::telemetry::{Metrics, Telemetry, collection};
 
@@ -37,7 +37,7 @@ pub enum Error {
     #[error(transparent)]
     Rules(#[from] LoadError),
     /// What was said of Redis makes no sense, or a file cannot be read.
-    #[error("--redis: {0}")]
+    #[error("{0}")]
     Redis(String),
     /// The address cannot be had.
     #[error("cannot listen on {address}: {source}; is another process there? --grpc takes another address")]
@@ -84,6 +84,7 @@ impl App {
         let hangup = signal(SignalKind::hangup())
             .map_err(|error| Error::Start(format!("cannot wait for SIGHUP: {error}")))?;
         let redis = settings.redis().map_err(Error::Redis)?;
+        let tuning = settings.redis_tuning().map_err(Error::Redis)?;
         let clock = Clock::system();
         let watch = Arc::new(Watch::new(&settings.rules, clock.clone()));
         let loading = Arc::clone(&watch);
@@ -97,7 +98,7 @@ impl App {
         let address = listener.local_addr().map_err(bind_error)?;
         let limiter = Arc::new(match redis {
             Some(redis) => {
-                let store = RedisStore::new(&redis, Tuning::default())?;
+                let store = RedisStore::new(&redis, tuning)?;
                 let (timeout, remember) = (settings.redis_timeout, settings.remember_denials);
                 Limiter::shared(store, KeySeed::random()?, timeout, remember, clock)
             }

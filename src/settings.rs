@@ -9,7 +9,10 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 
 use crate::rules::Following;
-use crate::store::{Files, Target};
+
+mod redis;
+
+pub use redis::{RedisFiles, RedisTuning, RedisUrl};
 
 /// Settings of `weir serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -42,6 +45,10 @@ pub struct Settings {
     /// What files say of that Redis.
     #[command(flatten)]
     pub redis_files: RedisFiles,
+
+    /// How that Redis is used.
+    #[command(flatten)]
+    pub redis_tuning: RedisTuning,
 
     /// Longest time that a call may take with Redis, from its arrival on
     #[arg(long, env = "WEIR_REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms",
@@ -148,77 +155,11 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8081 or [::]:8081".to_owned())
 }
 
-/// A URL that may hold a password: it is not shown, and read only by [`Settings::redis`], whose errors do not show it.
-#[derive(Clone)]
-pub struct RedisUrl(pub String);
-
-impl From<String> for RedisUrl {
-    fn from(url: String) -> Self {
-        Self(url)
-    }
-}
-
-impl std::fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedisUrl(secret)")
-    }
-}
-
-/// Files that say more of the Redis; they are read anew for each connection.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct RedisFiles {
-    /// File with the name of Redis's user, in place of the URL's
-    #[arg(long, env = "WEIR_REDIS_USERNAME_FILE", value_name = "FILE", requires = "redis")]
-    pub redis_username_file: Option<PathBuf>,
-
-    /// File with the password for Redis, in place of the URL's
-    #[arg(long, env = "WEIR_REDIS_PASSWORD_FILE", value_name = "FILE", requires = "redis")]
-    pub redis_password_file: Option<PathBuf>,
-
-    /// File with the name of the sentinels' user, in place of the URL's
-    #[arg(long, env = "WEIR_REDIS_SENTINEL_USERNAME_FILE", value_name = "FILE", requires = "redis")]
-    pub redis_sentinel_username_file: Option<PathBuf>,
-
-    /// File with the password for the sentinels, in place of the URL's
-    #[arg(long, env = "WEIR_REDIS_SENTINEL_PASSWORD_FILE", value_name = "FILE", requires = "redis")]
-    pub redis_sentinel_password_file: Option<PathBuf>,
-
-    /// PEM file of the authorities that Redis's certificate may be signed by, in place of the system's
-    #[arg(long, env = "WEIR_REDIS_CA", value_name = "FILE", requires = "redis")]
-    pub redis_ca: Option<PathBuf>,
-
-    /// PEM file of weir's own certificate for Redis
-    #[arg(long, env = "WEIR_REDIS_CERT", value_name = "FILE", requires = "redis")]
-    pub redis_cert: Option<PathBuf>,
-
-    /// PEM file of the key of that
-    #[arg(long, env = "WEIR_REDIS_KEY", value_name = "FILE", requires = "redis")]
-    pub redis_key: Option<PathBuf>,
-}
-
 impl Settings {
     /// How changes to the rule files are seen.
     #[must_use]
     pub fn following(&self) -> Following {
         Following { poll: self.rules_poll, events: self.rules_events }
-    }
-
-    /// The Redis, with its files; they have been read once.
-    ///
-    /// # Errors
-    /// When a file cannot be read, or makes no sense with the rest, in a line.
-    pub fn redis(&self) -> Result<Option<Target>, String> {
-        let files = self.redis_files.clone();
-        let files = Files {
-            username: files.redis_username_file,
-            password: files.redis_password_file,
-            ca: files.redis_ca,
-            certificate: files.redis_cert,
-            key: files.redis_key,
-            sentinel_username: files.redis_sentinel_username_file,
-            sentinel_password: files.redis_sentinel_password_file,
-        };
-        self.redis.as_ref().map(|RedisUrl(url)| Target::parse(url, &files)).transpose()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::decision::{Charge, Decision};
 use crate::store::{Class, StoreError};
 
 mod address;
+mod eviction;
 mod group;
 mod link;
 mod node;

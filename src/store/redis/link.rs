@@ -12,8 +12,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisError, Value};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Address;
+use super::eviction::{Eviction, told};
 use super::resolver::{News, Resolver};
 use super::trouble::{Trouble, class};
 use super::tuning::Tuning;
@@ -35,14 +37,13 @@ pub(super) struct Link {
 struct Kept {
     resolver: Resolver,
     tuning: Tuning,
+    eviction: Arc<Eviction>,
     /// The connection, while there is one that works as far as is known.
     current: ArcSwapOption<Live>,
     /// Rung when it has been found broken.
     broken: Notify,
     /// What was wrong when there last was none: the place in [`Class::ALL`].
     trouble: AtomicU8,
-    /// Whether the server last said that it may forget keys when its memory is full.
-    evicts: AtomicBool,
 }
 
 /// A connection that works as far as is known.
@@ -78,14 +79,14 @@ impl Live {
 
 impl Link {
     /// Begins to connect. Must be called within a tokio runtime.
-    pub(super) fn open(resolver: Resolver, tuning: Tuning) -> Self {
+    pub(super) fn open(resolver: Resolver, tuning: Tuning, eviction: Arc<Eviction>) -> Self {
         let kept = Arc::new(Kept {
             resolver,
             tuning,
+            eviction,
             current: ArcSwapOption::empty(),
             broken: Notify::new(),
             trouble: AtomicU8::new(0),
-            evicts: AtomicBool::new(false),
         });
         kept.note(Class::Unreachable);
         let keeping = tokio::spawn(keep_connected(Arc::clone(&kept)));
@@ -100,11 +101,6 @@ impl Link {
     /// Whether there is one.
     pub(super) fn is_connected(&self) -> bool {
         self.kept.current.load().is_some()
-    }
-
-    /// Whether the server said that it may forget keys when its memory is full.
-    pub(super) fn evicts(&self) -> bool {
-        self.kept.evicts.load(Ordering::Relaxed)
     }
 
     /// What was wrong when there last was none.
@@ -143,10 +139,12 @@ impl Kept {
     /// Returns once the connection is broken; asks it whether it is still there when nobody else finds out.
     async fn watch(&self, live: &Arc<Live>, say: bool) {
         let mut news = self.resolver.news();
+        // It has just been asked.
+        let mut asked = clock::instant();
         let reason = loop {
             tokio::select! {
                 () = self.broken.notified() => return,
-                reason = self.look(live, &mut news) => if let Some(reason) = reason { break reason },
+                reason = self.look(live, &mut news, &mut asked) => if let Some(reason) = reason { break reason },
             }
         };
         self.note(reason.class);
@@ -158,7 +156,8 @@ impl Kept {
     }
 
     /// Waits a while, and then says what is wrong with a connection: it is not there any more, or leads to the wrong server.
-    async fn look(&self, live: &Live, news: &mut News) -> Option<Trouble> {
+    /// Now and then, it also asks what the server does when its memory is full; `asked` is when it did so last.
+    async fn look(&self, live: &Live, news: &mut News, asked: &mut Instant) -> Option<Trouble> {
         let within = self.tuning.ping;
         // Not before the time, or there is news of where it should lead to.
         _ = tokio::time::timeout(within, news.heard()).await;
@@ -172,7 +171,18 @@ impl Kept {
             Err(_) => Some(Trouble::new(Class::Late, "no answer to PING")),
             Ok(Err(error)) if error.is_io_error() || error.is_unrecoverable_error() => Some(error.into()),
             // Whatever it answers, it is there.
-            Ok(_) => moved,
+            Ok(_) => {
+                if moved.is_none() && asked.elapsed() >= self.tuning.policy {
+                    *asked = clock::instant();
+                    let mut info = redis::cmd("INFO");
+                    let info = info.arg("memory").query_async::<String>(&mut connection);
+                    // One that does not answer is found by the next PING.
+                    if let Ok(Ok(info)) = tokio::time::timeout(within, info).await {
+                        self.eviction.learn(&live.address, &info);
+                    }
+                }
+                moved
+            }
         }
     }
 
@@ -194,11 +204,9 @@ async fn keep_connected(link: Arc<Kept>) {
     loop {
         match connect(&link.resolver, &link.tuning).await {
             Ok((connection, address, info)) => {
-                let policy = eviction_policy(&info);
-                link.evicts.store(policy.is_some(), Ordering::Relaxed);
                 if !useless {
                     tracing::info!(redis = %address, "connected");
-                    warn_of_eviction(&address, policy);
+                    link.eviction.learn(&address, &info);
                 }
                 said = None;
                 let since = clock::instant();
@@ -271,28 +279,6 @@ async fn connect_to(address: &Address, tuning: &Tuning) -> Result<(MultiplexedCo
             format!("Redis {version} is too old: weir needs {OLDEST}.0 or newer"),
         )),
         _ => Ok((connection, info)),
-    }
-}
-
-/// A field of what `INFO` says.
-fn told<'i>(info: &'i str, field: &str) -> Option<&'i str> {
-    info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-}
-
-/// How a server picks the keys that it forgets when its memory is full, if it forgets any.
-fn eviction_policy(info: &str) -> Option<&str> {
-    told(info, "maxmemory_policy").filter(|policy| *policy != "noeviction")
-}
-
-/// Warns of a Redis that may forget what was used while it runs.
-fn warn_of_eviction(address: &Address, policy: Option<&str>) {
-    if let Some(policy) = policy {
-        tracing::warn!(
-            redis = %address,
-            policy,
-            "this Redis forgets keys when its memory is full, and with them what callers have used: set \
-             maxmemory-policy to noeviction"
-        );
     }
 }
 

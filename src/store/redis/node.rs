@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Part;
+use super::eviction::Eviction;
 use super::group::Group;
 use super::link::{Link, Live};
 use super::pending::{Failure, Pending};
@@ -35,6 +36,8 @@ pub struct Node {
     name: String,
     queue: Queue,
     links: Vec<Link>,
+    /// What it does when its memory is full.
+    eviction: Arc<Eviction>,
     /// Whose turn it is.
     next: AtomicUsize,
     /// The script's SHA-1, by which Redis knows it.
@@ -55,10 +58,13 @@ impl Node {
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let lanes = (0..tuning.batches).map(|lane| Lane { note: note(lane), number: 0 }).collect();
+        let eviction = Arc::new(Eviction::default());
+        let link = || Link::open(resolver.clone(), tuning, Arc::clone(&eviction));
         Arc::new(Self {
             name: resolver.to_string(),
             queue: Queue::new(lanes, tuning.queue, tuning.batch_buckets, tuning.batch_charges),
-            links: (0..tuning.connections).map(|_| Link::open(resolver.clone(), tuning)).collect(),
+            links: (0..tuning.connections).map(|_| link()).collect(),
+            eviction,
             next: AtomicUsize::new(0),
             hash: redis::Script::new(script::DECIDE).get_hash().to_owned(),
             parted: AtomicU64::new(0),
@@ -107,6 +113,13 @@ impl Node {
         self.links.iter().any(Link::is_connected)
     }
 
+    /// Its `maxmemory-policy`, as it said last; it is asked each minute. With any but `noeviction` it may forget what callers
+    /// have used.
+    #[must_use]
+    pub fn eviction_policy(&self) -> Option<Arc<String>> {
+        self.eviction.policy()
+    }
+
     /// Calls that wait for a batch now.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -128,7 +141,7 @@ impl Node {
         to.number(&REDIS_QUEUE, &labels, self.waiting() as f64);
         let connected = self.links.iter().filter(|link| link.is_connected()).count();
         to.number(&REDIS_CONNECTIONS, &labels, connected as f64);
-        let evicts = self.links.iter().any(Link::evicts);
+        let evicts = self.eviction.evicts();
         to.number(&REDIS_EVICTS, &labels, f64::from(u8::from(evicts)));
         to.count(&REDIS_DISAGREEMENTS, &labels, self.parted());
     }

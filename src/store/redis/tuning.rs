@@ -19,6 +19,8 @@ pub struct Tuning {
     /// How often a connection is asked whether it is still there, and how long it may take to say so. One that was closed
     /// while nobody used it, or that leads nowhere any more, is found by this, not by a call.
     pub ping: Duration,
+    /// How often a server is asked what it does when its memory is full.
+    pub policy: Duration,
     /// Longest time for one attempt to connect.
     pub connect_timeout: Duration,
     /// The first pause between attempts to connect; each is twice the one before.
@@ -36,6 +38,7 @@ impl Default for Tuning {
             batch_charges: 1_000,
             queue: 10_000,
             ping: Duration::from_secs(1),
+            policy: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
             reconnect_first: Duration::from_millis(50),
             reconnect_longest: Duration::from_secs(2),

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use weir::app::{App, Error};
 use weir::proto::{Entry, RateLimitDescriptor, RateLimitRequest, RateLimitServiceClient};
-use weir::settings::{RedisFiles, Settings};
+use weir::settings::{RedisFiles, RedisTuning, Settings};
 
 /// Settings as the command line has them without flags, but for a free port and these rules.
 pub(crate) fn settings(rules: &Path) -> Settings {
@@ -21,6 +21,7 @@ pub(crate) fn settings(rules: &Path) -> Settings {
         grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
         redis: None,
         redis_files: RedisFiles::default(),
+        redis_tuning: RedisTuning::default(),
         redis_timeout: Duration::from_millis(10),
         remember_denials: Duration::from_secs(1),
         max_buckets: 1_000_000.try_into().unwrap(),

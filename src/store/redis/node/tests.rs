@@ -127,3 +127,24 @@ async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
     assert_eq!(failure.error, StoreError::Disconnected(Class::Unreachable));
     assert!(failure.pending.is_none() && !failure.error.may_have_landed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_eviction_policy_that_changes_while_connected_is_seen() {
+    let server = RedisServer::start();
+    let often = Duration::from_millis(200);
+    let node = Node::new(at(&server.url()), Tuning { ping: often, policy: often, ..tuning() }, 7);
+    let mut connection = server.connection();
+    let until = clock::instant() + PATIENCE;
+    for policy in ["noeviction", "allkeys-lru", "noeviction"] {
+        redis::cmd("CONFIG")
+            .arg("SET")
+            .arg("maxmemory-policy")
+            .arg(policy)
+            .query::<()>(&mut connection)
+            .unwrap();
+        while node.eviction_policy().is_none_or(|seen| *seen != policy) {
+            assert!(clock::instant() < until, "{policy} is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
