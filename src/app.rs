@@ -3,26 +3,22 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::Server;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::limiter::Limiter;
 use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
+use crate::serve::grpc::Grpc;
+use crate::serve::{Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
 use crate::service::{Options, Service};
-use crate::settings::Settings;
+use crate::settings::{Serving, Settings};
 use crate::store::{KeySeed, LocalStore, RedisStore};
 use crate::telemetry::metrics::{LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED};
 use crate::telemetry::{Metrics, Telemetry, collection};
@@ -43,27 +39,35 @@ pub enum Error {
     #[error("cannot listen on {address}: {source}; is another process there? --grpc takes another address")]
     Bind {
         /// The address.
-        address: SocketAddr,
+        address: Endpoint,
         /// What the system said.
         source: io::Error,
     },
     /// The system has no randomness to give.
     #[error("no randomness for the bucket keys: {0}")]
     Random(#[from] getrandom::Error),
-    /// The server ended by itself.
-    #[error("the gRPC server ended: {0}")]
-    Serve(#[from] tonic::transport::Error),
+    /// A listener ended by itself.
+    #[error("a listener ended by itself")]
+    Ended,
     /// Signals cannot be waited for, or the reflection service cannot be made.
     #[error("{0}")]
     Start(String),
+}
+
+/// How a server is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// When everybody has had time to notice.
+    Gently,
+    /// When what is under way is finished: somebody waits for it.
+    Soon,
 }
 
 /// A server that is bound and ready to run.
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
-    listener: TcpListener,
-    address: SocketAddr,
+    grpc: Vec<Listener>,
     watch: Arc<Watch>,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
@@ -93,9 +97,11 @@ impl App {
             Ok(Err(error)) => return Err(error.into()),
             Err(error) => return Err(Error::Start(format!("loading the rules ended: {error}"))),
         }
-        let bind_error = |source| Error::Bind { address: settings.grpc, source };
-        let listener = TcpListener::bind(settings.grpc).await.map_err(bind_error)?;
-        let address = listener.local_addr().map_err(bind_error)?;
+        let mut grpc = Vec::new();
+        for address in &settings.grpc {
+            let bound = address.bind().await;
+            grpc.push(bound.map_err(|source| Error::Bind { address: address.clone(), source })?);
+        }
         let limiter = Arc::new(match redis {
             Some(redis) => {
                 let store = RedisStore::new(&redis, tuning)?;
@@ -107,7 +113,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(settings.max_detailed_series));
         observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
-        Ok(Self { settings, listener, address, watch, limiter, metrics, telemetry, hangup })
+        Ok(Self { settings, grpc, watch, limiter, metrics, telemetry, hangup })
     }
 
     /// What this server tells of itself.
@@ -116,28 +122,22 @@ impl App {
         self.telemetry.clone()
     }
 
-    /// The address that gRPC is answered on.
-    #[must_use]
-    pub fn grpc_address(&self) -> SocketAddr {
-        self.address
+    /// Where gRPC is answered.
+    pub fn grpc(&self) -> impl Iterator<Item = &Endpoint> {
+        self.grpc.iter().map(Listener::endpoint)
     }
 
-    /// Serves until `shutdown` comes, then finishes the calls that are under way, for as long as the settings allow.
+    /// Serves until `stop` comes, then finishes the calls that are under way, for as long as the settings allow.
     ///
     /// # Errors
     /// When the server ends by itself.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
-        let Self { settings, listener, address, watch, limiter, metrics, mut hangup, .. } = self;
+    pub async fn run(self, stop: impl Future<Output = Stop> + Send) -> Result<(), Error> {
+        let Self { settings, grpc, watch, limiter, metrics, mut hangup, .. } = self;
+        let Serving { max_connections, max_calls, overload, drain_delay, drain_timeout, .. } =
+            settings.serving;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, watch.is_loaded()).await;
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let start_error =
-            |error: tonic_reflection::server::Error| Error::Start(format!("reflection: {error}"));
-        let service = Service::new(
+        let service = Arc::new(Service::new(
             watch.current(),
             limiter,
             Options {
@@ -148,38 +148,53 @@ impl App {
                 dynamic_metadata: settings.dynamic_metadata,
                 near_limit: settings.near_limit,
             },
-            metrics,
-        );
-        let service = RateLimitServiceServer::new(service)
+            Arc::clone(&metrics),
+        ));
+        let limits = RateLimitServiceServer::from_arc(service)
             .max_decoding_message_size(settings.max_message_bytes.get())
             // A response repeats what was asked: it may be as long, and must not be what fails.
             .max_encoding_message_size(usize::MAX);
-        let draining = Arc::new(Notify::new());
-        let drain = Arc::clone(&draining);
-        let server = Server::builder()
-            .add_service(service)
-            .add_service(health_service)
-            .add_service(reflection().build_v1().map_err(start_error)?)
-            .add_service(reflection().build_v1alpha().map_err(start_error)?)
-            .serve_with_incoming_shutdown(incoming(TcpListenerStream::new(listener)), async move {
-                drain.notified().await;
-            });
-        tracing::info!(grpc = %address, "serving");
+        let others = reflection(Routes::new(health_service))?;
+        let overload = Arc::new(Overload::new(max_calls.get(), overload));
+        let tally = Arc::new(Tally::default());
+        let answers =
+            Arc::new(Grpc::new(limits, others, overload, Arc::clone(&tally), settings.serving.bounds()));
 
-        tokio::pin!(server);
-        tokio::select! {
-            ended = &mut server => return Ok(ended?),
+        let (phase, course) = Course::new();
+        let mut listeners = JoinSet::new();
+        let mut addresses = Vec::new();
+        for listener in grpc {
+            addresses.push(listener.endpoint().to_string());
+            let (answers, course) = (Arc::clone(&answers), course.clone());
+            let connected = course.clone();
+            let serve =
+                move |incoming: Incoming| Arc::clone(&answers).serve(incoming.wire, connected.clone());
+            listeners.spawn(accept(listener, max_connections.get(), Arc::clone(&tally), course, serve));
+        }
+        tracing::info!(grpc = %addresses.join(","), "serving");
+
+        let stop = tokio::select! {
+            _ = listeners.join_next() => return Err(Error::Ended),
             never = Arc::clone(&watch).follow(settings.following()) => match never {},
             never = obey(&watch, &mut hangup) => match never {},
             never = keep_health(&watch, &health) => match never {},
-            () = shutdown => {}
-        }
-        tracing::info!(longest = ?settings.drain_timeout, "draining");
+            stop = stop => stop,
+        };
+        let deadline = clock::instant() + drain_timeout;
+        tracing::info!(delay = ?drain_delay, longest = ?drain_timeout, "draining");
         set_health(&health, false).await;
-        draining.notify_one();
-        match tokio::time::timeout(settings.drain_timeout, server).await {
-            Ok(ended) => ended?,
-            Err(_) => tracing::warn!("connections were still open when the time to drain was over"),
+        _ = phase.send(Phase::Draining);
+        if stop == Stop::Gently {
+            // Proxies learn by and by that no more calls should come, and send them until then.
+            tokio::time::sleep_until(deadline.min(clock::instant() + drain_delay)).await;
+        }
+        _ = phase.send(Phase::Closing);
+        let finished = async { while listeners.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(deadline, finished).await.is_err() {
+            tracing::warn!(
+                connections = tally.open(),
+                "calls were still under way when the time to drain was over; their connections are cut"
+            );
         }
         tracing::info!("stopped");
         Ok(())
@@ -208,48 +223,16 @@ fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
     });
 }
 
-/// How long no connection is accepted after one could not be: the system is out of something, most likely of files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections, each without delay: a decision is one small message, and must not wait for another to travel with.
-///
-/// When none can be accepted it says so, once until it goes well again, and waits: trying on at once would take a core.
-fn incoming<C: Accepted>(
-    connections: impl Stream<Item = io::Result<C>>,
-) -> impl Stream<Item = io::Result<C>> {
-    let troubled = Arc::new(AtomicBool::new(false));
-    connections.then(move |connection| {
-        let troubled = Arc::clone(&troubled);
-        async move {
-            match &connection {
-                Ok(connection) => {
-                    troubled.store(false, Ordering::Relaxed);
-                    if let Err(error) = connection.send_at_once() {
-                        tracing::debug!(%error, "a connection is gone already");
-                    }
-                }
-                Err(error) => {
-                    if !troubled.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(%error, "connections cannot be accepted; trying on");
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-            connection
-        }
-    })
-}
-
-/// A connection that has been accepted.
-trait Accepted {
-    /// Sends small messages without waiting for more.
-    fn send_at_once(&self) -> io::Result<()>;
-}
-
-impl Accepted for TcpStream {
-    fn send_at_once(&self) -> io::Result<()> {
-        self.set_nodelay(true)
-    }
+/// Adds the description of all services, for clients that have no files of it.
+fn reflection(routes: Routes) -> Result<Routes, Error> {
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| Error::Start(format!("reflection: {error}"));
+    let routes = routes.add_service(described().build_v1().map_err(failed)?);
+    Ok(routes.add_service(described().build_v1alpha().map_err(failed)?))
 }
 
 /// Has the rules looked at on each SIGHUP, for ever.
@@ -276,28 +259,5 @@ async fn set_health(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     for name in HEALTH_NAMES {
         health.set_service_status(name, status).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    impl Accepted for u8 {
-        fn send_at_once(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn connections_that_cannot_be_accepted_are_tried_for_ten_times_a_second_not_in_a_loop() {
-        let out_of_files = || Err(io::Error::from_raw_os_error(24));
-        let mut attempts: Vec<io::Result<u8>> = (0..10).map(|_| out_of_files()).collect();
-        attempts.push(Ok(1));
-        #[allow(clippy::disallowed_methods, reason = "the runtime's paused clock")]
-        let start = tokio::time::Instant::now();
-        let connections: Vec<io::Result<u8>> = incoming(tokio_stream::iter(attempts)).collect().await;
-        assert_eq!(connections.last().unwrap().as_ref().unwrap(), &1);
-        assert_eq!(start.elapsed(), ACCEPT_PAUSE * 10);
     }
 }

@@ -9,10 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
-use crate::app::{self, App};
+use crate::app::{self, App, Stop};
 use crate::clock::Clock;
 use crate::rules::{self, LoadError, RuleSet};
+use crate::serve::files;
 use crate::settings::{self, Settings};
 use crate::telemetry;
 
@@ -87,16 +90,23 @@ fn serve(settings: Settings) -> ExitCode {
             None => tracing::warn!("{name} sets nothing; `weir serve --help` lists the variables"),
         }
     }
+    files::make_room_for(settings.serving.max_connections.get());
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(EX_FAILED, &error),
     };
     let served = runtime.block_on(async {
         // Before anything else, so that a signal is heeded from the start.
-        let mut stop = std::pin::pin!(termination()?);
+        let mut signals = Signals::listen()?;
+        let app = tokio::select! {
+            app = App::bind(settings) => app?,
+            _ = signals.next() => return Ok(()),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async { stopped.await.unwrap_or(Stop::Soon) };
         tokio::select! {
-            app = App::bind(settings) => app?.run(stop).await,
-            () = &mut stop => Ok(()),
+            served = app.run(stopped) => served,
+            () = signals.stop(stop) => Ok(()),
         }
     });
     // What still reads files is not waited for.
@@ -109,18 +119,36 @@ fn serve(settings: Settings) -> ExitCode {
     }
 }
 
-/// Completes on SIGTERM or SIGINT, which are listened for from now on.
-fn termination() -> Result<impl Future<Output = ()> + Send, app::Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let listen =
-        |kind| signal(kind).map_err(|error| app::Error::Start(format!("cannot wait for signals: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    Ok(async move {
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens for them from now on.
+    fn listen() -> Result<Self, app::Error> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| app::Error::Start(format!("cannot wait for signals: {error}")))
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one. SIGINT comes from a keyboard, before which somebody waits.
+    async fn next(&mut self) -> Stop {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => Stop::Gently,
+            _ = self.interrupt.recv() => Stop::Soon,
         }
-    })
+    }
+
+    /// Passes the first one on, and returns at the second: that is for at once.
+    async fn stop(mut self, stop: oneshot::Sender<Stop>) {
+        // Nobody listens any more when serving has ended, which ends this too.
+        _ = stop.send(self.next().await);
+        self.next().await;
+        tracing::warn!("a second signal: stopping without waiting for calls");
+    }
 }
 
 /// Loads rules, and prints what is wrong or odd about them.

@@ -11,7 +11,9 @@
 //! - [`decision`] holds the plain types between the parts, and the rule of all or nothing. Pure.
 //! - [`store`] keeps buckets, in memory or in Redis; [`limiter`] is who decides where a request is decided.
 //! - [`service`] is the only part that knows the protocol of [`proto`], [`clock`] the only one that reads the time.
-//! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] what weir tells of itself.
+//! - [`serve`] holds the listeners and their connections, within bounds.
+//! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] what weir tells
+//!   of itself.
 //!
 //! Dependencies point inward: `bucket` ← `decision` ← `store` ← `limiter` ← `service` ← `app`; `rules` knows none of
 //! the stores.
@@ -25,6 +27,7 @@ pub mod decision;
 pub mod limiter;
 pub mod proto;
 pub mod rules;
+pub mod serve;
 pub mod service;
 pub mod settings;
 pub mod store;

@@ -1,7 +1,6 @@
 //! What can be set of a serving process: flags, and a `WEIR_` variable for each.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,10 +8,13 @@ use std::time::Duration;
 use clap::builder::BoolishValueParser;
 
 use crate::rules::Following;
+use crate::serve::Endpoint;
 
 mod redis;
+mod serving;
 
 pub use redis::{RedisFiles, RedisTuning, RedisUrl};
+pub use serving::Serving;
 
 /// Settings of `weir serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,9 +32,17 @@ pub struct Settings {
           default_value = "true", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub rules_events: bool,
 
-    /// Address on which to answer gRPC; port 0 takes any free one
-    #[arg(long, env = "WEIR_GRPC", value_name = "ADDR", default_value = "0.0.0.0:8081", value_parser = address)]
-    pub grpc: SocketAddr,
+    /// Address on which to answer gRPC, or several with commas between them; port 0 takes any free one
+    ///
+    /// As `0.0.0.0:8081`, `[::]:8081`, or `unix:/path/to/socket`.
+    #[arg(
+        long,
+        env = "WEIR_GRPC",
+        value_name = "ADDR",
+        default_value = "0.0.0.0:8081",
+        value_delimiter = ','
+    )]
+    pub grpc: Vec<Endpoint>,
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///
@@ -108,10 +118,9 @@ pub struct Settings {
     #[arg(long, env = "WEIR_MAX_DETAILED_SERIES", value_name = "COUNT", default_value = "1000")]
     pub max_detailed_series: usize,
 
-    /// Longest time to finish calls in after SIGTERM
-    #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
-          value_parser = humantime::parse_duration)]
-    pub drain_timeout: Duration,
+    /// How connections are kept, and how the process ends.
+    #[command(flatten)]
+    pub serving: Serving,
 
     /// What to log: error, warn, info, debug or trace, also by module as in `info,weir::rules=debug`
     #[arg(long, env = "WEIR_LOG", value_name = "FILTER", default_value = "info")]
@@ -148,11 +157,6 @@ fn max_debt(text: &str) -> Result<f64, String> {
 fn descriptors(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
     if count.get() <= 1_024 { Ok(count) } else { Err("at most 1024 are possible".into()) }
-}
-
-/// An address to listen on.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8081 or [::]:8081".to_owned())
 }
 
 impl Settings {

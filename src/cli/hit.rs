@@ -16,7 +16,7 @@ use crate::proto::{
 /// Ask a running server about one request, and charge it
 #[derive(Debug, clap::Args)]
 pub(super) struct Hit {
-    /// Server to ask, as host:port or URL
+    /// Server to ask, as host:port, URL, or unix:/path/to/socket
     #[arg(long, env = "WEIR_TARGET", value_name = "ADDR", default_value = "127.0.0.1:8081", value_parser = target)]
     target: Target,
 
@@ -53,7 +53,8 @@ struct Target {
 }
 
 fn target(name: &str) -> Result<Target, String> {
-    let url = if name.contains("://") { name.to_owned() } else { format!("http://{name}") };
+    let is_url = name.contains("://") || name.starts_with("unix:");
+    let url = if is_url { name.to_owned() } else { format!("http://{name}") };
     let endpoint = Endpoint::from_shared(url)
         .map_err(|error| format!("{error}; write host:port, such as 127.0.0.1:8081"))?;
     Ok(Target { name: name.to_owned(), endpoint })

@@ -16,5 +16,6 @@ mod protocol;
 mod redis;
 mod reload;
 mod sentinel;
+mod serving;
 mod shipped;
 mod wire;

@@ -169,7 +169,7 @@ async fn without_rules_the_server_waits_unready_and_joins_in_when_they_come() {
 async fn draining_is_told_to_those_who_watch_and_bounded_by_the_setting() {
     let rules = rules(RULES);
     let mut settings = settings(rules.path());
-    settings.drain_timeout = Duration::from_millis(500);
+    settings.serving.drain_timeout = Duration::from_millis(500);
     let server = Server::start(settings).await;
     let mut client = HealthClient::new(server.channel().await);
     // A stream that its caller never ends: it must not keep the server from stopping.

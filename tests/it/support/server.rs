@@ -1,41 +1,30 @@
 //! A server in this process, on a free port, with rules of its own.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
+use clap::Parser as _;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
-use weir::app::{App, Error};
+use weir::app::{App, Error, Stop};
 use weir::proto::{Entry, RateLimitDescriptor, RateLimitRequest, RateLimitServiceClient};
-use weir::settings::{RedisFiles, RedisTuning, Settings};
+use weir::serve::Endpoint;
+use weir::settings::Settings;
 
-/// Settings as the command line has them without flags, but for a free port and these rules.
+/// A command line.
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Settings as the command line has them without flags, but for these rules, a free port, and no time lost at the end.
 pub(crate) fn settings(rules: &Path) -> Settings {
-    Settings {
-        rules: rules.to_owned(),
-        rules_poll: Duration::from_secs(10),
-        rules_events: true,
-        grpc: SocketAddr::from(([127, 0, 0, 1], 0)),
-        redis: None,
-        redis_files: RedisFiles::default(),
-        redis_tuning: RedisTuning::default(),
-        redis_timeout: Duration::from_millis(10),
-        remember_denials: Duration::from_secs(1),
-        max_buckets: 1_000_000.try_into().unwrap(),
-        max_message_bytes: (4 << 20).try_into().unwrap(),
-        max_descriptors: 64.try_into().unwrap(),
-        shadow_mode: false,
-        quota_mode: false,
-        max_debt: 10.0,
-        dynamic_metadata: false,
-        near_limit: 0.8,
-        max_detailed_series: 1_000,
-        drain_timeout: Duration::from_secs(5),
-        log: "info".into(),
-    }
+    let fixed = ["weir", "--grpc=127.0.0.1:0", "--drain-delay=0s", "--drain-timeout=5s", "--rules"];
+    Line::parse_from(fixed.map(OsStr::new).into_iter().chain([rules.as_os_str()])).settings
 }
 
 /// A directory with one rule file.
@@ -43,6 +32,13 @@ pub(crate) fn rules(text: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("rules.yaml"), text).unwrap();
     directory
+}
+
+fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
+    match endpoint {
+        Endpoint::Tcp(address) => Some(*address),
+        Endpoint::Unix(_) => None,
+    }
 }
 
 /// Runs until it is dropped.
@@ -55,10 +51,11 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn start(settings: Settings) -> Self {
         let app = App::bind(settings).await.unwrap();
-        let address = app.grpc_address();
+        let address = app.grpc().find_map(address).expect("it listens on TCP");
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(app.run(async {
             _ = stopped.await;
+            Stop::Gently
         }));
         Self { address, stop: Some(stop), running }
     }

@@ -48,10 +48,15 @@ impl Weir {
         weir
     }
 
-    /// Runs `weir serve` with these arguments, and waits until it serves.
+    /// Runs `weir serve` with these arguments, and waits until it serves. It loses no time at its end, unless they say so.
     pub(crate) fn start_with<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
-        command.arg("serve").args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+        let arguments: Vec<&OsStr> = arguments.into_iter().collect();
+        command.arg("serve");
+        if !arguments.contains(&OsStr::new("--drain-delay")) {
+            command.args(["--drain-delay", "0s"]);
+        }
+        command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
         // Settings of whoever runs the tests are not those of the test.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WEIR_"))
         {
@@ -80,7 +85,12 @@ impl Weir {
 
     /// Tells it to load its rules again.
     pub(crate) fn hang_up(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::HUP).expect("it is there");
+        self.signal(Signal::HUP);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is there");
     }
 
     /// How often its log has said `text`.

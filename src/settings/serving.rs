@@ -1,0 +1,84 @@
+//! How connections are kept, and how the process ends.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use crate::serve::Policy;
+use crate::serve::grpc::Bounds;
+
+/// How connections are kept, and how the process ends.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Serving {
+    /// Connections to the gRPC port; further ones are closed at once
+    #[arg(long, env = "WEIR_MAX_CONNECTIONS", value_name = "COUNT", default_value = "16384")]
+    pub max_connections: NonZeroUsize,
+
+    /// Calls under way on one gRPC connection
+    ///
+    /// A proxy that has more opens another connection.
+    #[arg(long, env = "WEIR_MAX_STREAMS", value_name = "COUNT", default_value = "1024")]
+    pub max_streams: NonZeroU32,
+
+    /// Calls under way at once; further ones are answered as --overload says
+    #[arg(long, env = "WEIR_MAX_CALLS", value_name = "COUNT", default_value = "10000")]
+    pub max_calls: NonZeroUsize,
+
+    /// Answer to a call that is one too many, given at once and without asking any bucket
+    #[arg(long, env = "WEIR_OVERLOAD", value_name = "ANSWER", default_value = "unavailable", value_enum)]
+    pub overload: Policy,
+
+    /// Longest time in which a connection must begin to speak, and a request be there once it has begun
+    #[arg(long, env = "WEIR_REQUEST_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = some_time)]
+    pub request_timeout: Duration,
+
+    /// Age at which a gRPC connection is ended, a tenth more or less, so that load spreads over replicas; 0s for never
+    #[arg(long, env = "WEIR_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m",
+          value_parser = humantime::parse_duration)]
+    pub max_connection_age: Duration,
+
+    /// Longest time to finish calls in after that
+    #[arg(long, env = "WEIR_MAX_CONNECTION_AGE_GRACE", value_name = "DURATION", default_value = "30s",
+          value_parser = humantime::parse_duration)]
+    pub max_connection_age_grace: Duration,
+
+    /// How often a gRPC client is asked whether it is still there; 0s for never
+    #[arg(long, env = "WEIR_KEEPALIVE", value_name = "DURATION", default_value = "60s",
+          value_parser = humantime::parse_duration)]
+    pub keepalive: Duration,
+
+    /// Longest time in which it must say so
+    #[arg(long, env = "WEIR_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = some_time)]
+    pub keepalive_timeout: Duration,
+
+    /// Time after SIGTERM in which calls are still taken, for proxies to see that weir is not ready any more
+    #[arg(long, env = "WEIR_DRAIN_DELAY", value_name = "DURATION", default_value = "5s",
+          value_parser = humantime::parse_duration)]
+    pub drain_delay: Duration,
+
+    /// Longest time from SIGTERM to the end, the delay included
+    #[arg(long, env = "WEIR_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+}
+
+/// A duration that is not nothing.
+fn some_time(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("write more than 0s".into()) } else { Ok(duration) }
+}
+
+impl Serving {
+    /// The bounds of each gRPC connection.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        let unless_zero = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        Bounds {
+            max_streams: self.max_streams.get(),
+            request_timeout: self.request_timeout,
+            max_age: unless_zero(self.max_connection_age),
+            max_age_grace: self.max_connection_age_grace,
+            keepalive: unless_zero(self.keepalive),
+            keepalive_timeout: self.keepalive_timeout,
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! Connections and their bounds: who is served, who is sent away, and how the process ends.
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code as Grpc, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use weir::proto::{Code, RateLimitResponse, RateLimitServiceClient};
+use weir::serve::Policy;
+use weir::settings::Settings;
+
+use crate::support::server::{Server, request, rules, settings};
+use crate::support::weir::Weir;
+
+const RULES: &str =
+    "domain: api\ndescriptors:\n  - { key: user, rate_limit: { unit: hour, requests_per_unit: 1000000 } }\n";
+
+/// How long a test waits for what should come soon.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What an HTTP/2 client begins with: the preface, and settings that say nothing.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A server with these rules, and settings as `change` leaves them.
+async fn server(change: impl FnOnce(&mut Settings)) -> (Server, tempfile::TempDir) {
+    let rules = rules(RULES);
+    let mut settings = settings(rules.path());
+    change(&mut settings);
+    (Server::start(settings).await, rules)
+}
+
+async fn call(client: &mut RateLimitServiceClient<Channel>) -> Result<Code, Grpc> {
+    let answer = client.should_rate_limit(request("api", &[("user", b"a"), ("user", b"b")])).await;
+    answer.map(|answer| answer.get_ref().overall_code()).map_err(|status| status.code())
+}
+
+/// Everything that comes until the other side ends the connection.
+async fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await;
+    // A reset is an end too.
+    _ = read.expect("the connection is closed");
+    all
+}
+
+/// A channel to `address`, and how many connections it has made.
+async fn counted_channel(address: SocketAddr) -> (Channel, Arc<AtomicUsize>) {
+    let made = Arc::new(AtomicUsize::new(0));
+    let connector = Connector { address, made: Arc::clone(&made) };
+    let endpoint = Endpoint::from_static("http://weir");
+    (endpoint.connect_with_connector(connector).await.unwrap(), made)
+}
+
+#[derive(Clone)]
+struct Connector {
+    address: SocketAddr,
+    made: Arc<AtomicUsize>,
+}
+
+impl Service<http::Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        self.made.fetch_add(1, Ordering::SeqCst);
+        let address = self.address;
+        Box::pin(async move { Ok(TokioIo::new(TcpStream::connect(address).await?)) })
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_begin_to_speak_is_closed_in_time() {
+    let (server, _rules) =
+        server(|settings| settings.serving.request_timeout = Duration::from_millis(200)).await;
+    for said in [&b""[..], b"PRI * HT"] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        assert_eq!(until_closed(&mut stream).await, b"", "after {said:?}");
+    }
+    // One that has said it is kept, however quiet it is: nobody is asked more than to begin.
+    let mut quiet = TcpStream::connect(server.address).await.unwrap();
+    quiet.write_all(HELLO).await.unwrap();
+    let mut channel = server.client().await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    until_closed(&mut silent).await;
+    assert_eq!(call(&mut channel).await, Ok(Code::Ok));
+    let mut some = [0; 9];
+    quiet.read_exact(&mut some).await.unwrap();
+    assert_eq!(some[3], 4, "settings");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_speaks_http_1_to_the_grpc_port_is_told_where_to_go() {
+    let (server, _rules) = server(|_| ()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /json HTTP/1.1\r\nhost: weir\r\n\r\n").await.unwrap();
+    let answer = String::from_utf8(until_closed(&mut stream).await).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("--http says where"), "{answer}");
+
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&[0x16; 64]).await.unwrap();
+    assert_eq!(until_closed(&mut stream).await, b"", "what is no text gets none");
+    server.stop().await.unwrap();
+}
+
+/// A request that comes when it is let go: until then, its call is under way.
+struct Held {
+    message: Option<Bytes>,
+    go: oneshot::Receiver<()>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        if self.message.is_some() {
+            std::task::ready!(Pin::new(&mut self.go).poll(context))
+                .expect("it is let go before it is dropped");
+        }
+        Poll::Ready(self.message.take().map(|message| Ok(Frame::data(message))))
+    }
+}
+
+/// Begins a call whose request comes when something is sent to what comes first; the other is its answer. Calls that are
+/// made on the same channel afterwards come to the server after it.
+async fn begin_call(channel: &Channel) -> (oneshot::Sender<()>, JoinHandle<http::Response<Body>>) {
+    let (let_go, go) = oneshot::channel();
+    let message = request("api", &[("user", b"a")]).encode_to_vec();
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    frame.extend(message);
+    let slow = http::Request::post("http://weir/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+        .header("content-type", "application/grpc")
+        .body(Body::new(Held { message: Some(frame.into()), go }))
+        .unwrap();
+    let mut channel = channel.clone();
+    std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+    let answer = tokio::time::timeout(PATIENCE, channel.call(slow));
+    (let_go, tokio::spawn(async move { answer.await.expect("it is answered").unwrap() }))
+}
+
+/// What a call has been answered with.
+async fn code(answer: http::Response<Body>) -> Code {
+    let message = answer.into_body().collect().await.unwrap().to_bytes();
+    RateLimitResponse::decode(&message[5..]).unwrap().overall_code()
+}
+
+#[tokio::test]
+async fn a_call_whose_request_does_not_come_is_ended_in_time() {
+    let (server, _rules) =
+        server(|settings| settings.serving.request_timeout = Duration::from_millis(200)).await;
+    let (_held, answer) = begin_call(&server.channel().await).await;
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "4", "DEADLINE_EXCEEDED: {:?}", answer.headers());
+    assert_eq!(answer.headers()["grpc-message"], "the%20request%20was%20not%20there%20within%20200ms");
+    assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_a_ping_is_given_up() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.keepalive = Duration::from_millis(100);
+        settings.serving.keepalive_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let mut gone = TcpStream::connect(server.address).await.unwrap();
+    gone.write_all(HELLO).await.unwrap();
+    let mut client = server.client().await;
+    let said = until_closed(&mut gone).await;
+    // A PING is eight bytes long and of type 6.
+    assert!(said.windows(5).any(|frame| frame == [0, 0, 8, 6, 0]), "{said:?}");
+    // One that answers them is not.
+    assert_eq!(call(&mut client).await, Ok(Code::Ok));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_is_told_how_many_calls_may_be_under_way_on_a_connection() {
+    let (server, _rules) = server(|settings| settings.serving.max_streams = 77.try_into().unwrap()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(HELLO).await.unwrap();
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    let mut settings = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut settings).await.unwrap();
+    // SETTINGS_MAX_CONCURRENT_STREAMS is 3.
+    assert!(settings.chunks(6).any(|setting| setting == [0, 3, 0, 0, 0, 77]), "{settings:?}");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_are_closed_at_once_and_taken_again_when_others_have_ended() {
+    let (server, _rules) = server(|settings| settings.serving.max_connections = 2.try_into().unwrap()).await;
+    let mut taken = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(HELLO).await.unwrap();
+        // It has been accepted when it is answered.
+        stream.read_exact(&mut [0; 9]).await.unwrap();
+        taken.push(stream);
+    }
+    let mut third = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(until_closed(&mut third).await, b"");
+    drop(taken);
+    let served = async {
+        loop {
+            if let Ok(mut client) =
+                RateLimitServiceClient::connect(format!("http://{}", server.address)).await
+                && call(&mut client).await == Ok(Code::Ok)
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.expect("there is room again");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_has_grown_old_is_replaced_without_a_failed_call() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.max_connection_age = Duration::from_millis(200);
+        settings.serving.max_connection_age_grace = Duration::from_secs(20);
+    })
+    .await;
+    let (channel, made) = counted_channel(server.address).await;
+    let callers = (0..8).map(|_| {
+        let mut client = RateLimitServiceClient::new(channel.clone());
+        let made = Arc::clone(&made);
+        tokio::spawn(async move {
+            while made.load(Ordering::SeqCst) < 5 {
+                assert_eq!(call(&mut client).await, Ok(Code::Ok));
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for caller in callers {
+        tokio::time::timeout(PATIENCE, caller).await.expect("connections are replaced").unwrap();
+    }
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn grpc_is_answered_on_several_addresses_unix_sockets_among_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("weir.sock");
+    let target = format!("unix:{}", path.display());
+    let (server, _rules) = server(|settings| settings.grpc.push(target.parse().unwrap())).await;
+    let channel = Endpoint::from_shared(target).unwrap().connect().await.unwrap();
+    assert_eq!(call(&mut RateLimitServiceClient::new(channel)).await, Ok(Code::Ok));
+    assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
+    server.stop().await.unwrap();
+    assert!(!path.exists());
+}
+
+async fn channel(weir: &Weir) -> Channel {
+    Endpoint::from_shared(format!("http://{}", weir.grpc())).unwrap().connect().await.unwrap()
+}
+
+async fn client(weir: &Weir) -> RateLimitServiceClient<Channel> {
+    RateLimitServiceClient::new(channel(weir).await)
+}
+
+#[tokio::test]
+async fn a_call_that_is_one_too_many_is_answered_at_once_by_the_policy() {
+    // The user has nothing, so that an answer which is not the policy's can be told from it.
+    for (policy, requests, otherwise, shed) in [
+        (Policy::Allow, 0, Code::OverLimit, Ok(Code::Ok)),
+        (Policy::Deny, 1_000, Code::Ok, Ok(Code::OverLimit)),
+        (Policy::Unavailable, 1_000, Code::Ok, Err(Grpc::Unavailable)),
+    ] {
+        let rules = rules(&RULES.replace("1000000", &requests.to_string()));
+        let mut settings = settings(rules.path());
+        settings.serving.max_calls = 3.try_into().unwrap();
+        settings.serving.overload = policy;
+        let server = Server::start(settings).await;
+        let channel = server.channel().await;
+        let mut client = RateLimitServiceClient::new(channel.clone());
+        assert_eq!(call(&mut client).await, Ok(otherwise));
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(begin_call(&channel).await);
+        }
+        for _ in 0..10 {
+            assert_eq!(call(&mut client).await, shed);
+        }
+        if let Ok(code) = shed {
+            let two = request("api", &[("user", b"a"), ("user", b"b")]);
+            let response = client.should_rate_limit(two).await.unwrap();
+            let statuses: Vec<_> = response.get_ref().statuses.iter().map(|status| status.code()).collect();
+            assert_eq!(statuses, [code; 2], "one status for each descriptor");
+        }
+        HealthClient::new(channel.clone())
+            .check(HealthCheckRequest::default())
+            .await
+            .expect("always answered");
+        for (let_go, answer) in held {
+            let_go.send(()).unwrap();
+            assert_eq!(code(answer.await.unwrap()).await, otherwise, "it was under way before");
+        }
+        assert_eq!(call(&mut client).await, Ok(otherwise), "there is room again");
+        server.stop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_under_way_is_answered_before_the_process_ends() {
+    let directory = rules(RULES);
+    let arguments = ["--grpc", "127.0.0.1:0", "--max-calls", "1", "--overload", "deny", "--rules"];
+    let weir = Weir::start_with(arguments.map(OsStr::new).into_iter().chain([directory.path().as_os_str()]));
+    let channel = channel(&weir).await;
+    let (let_go, under_way) = begin_call(&channel).await;
+    assert_eq!(call(&mut RateLimitServiceClient::new(channel)).await, Ok(Code::OverLimit), "it is under way");
+    weir.signal(Signal::TERM);
+    weir.await_log("draining", 1);
+    let refused = async { while TcpStream::connect(weir.grpc()).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, refused).await.expect("nobody new is let in");
+    // Longer than somebody is waited for who has no call.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(weir.logged("stopped"), 0);
+    let_go.send(()).unwrap();
+    assert_eq!(code(under_way.await.unwrap()).await, Code::Ok);
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_end_is_cut_when_the_time_to_drain_is_over() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.drain_timeout = Duration::from_millis(300);
+        settings.serving.max_calls = 1.try_into().unwrap();
+        settings.serving.overload = Policy::Deny;
+    })
+    .await;
+    let channel = server.channel().await;
+    let (_held, under_way) = begin_call(&channel).await;
+    assert_eq!(call(&mut RateLimitServiceClient::new(channel)).await, Ok(Code::OverLimit), "it is under way");
+    tokio::time::timeout(PATIENCE, server.stop()).await.expect("bounded").unwrap();
+    assert!(under_way.await.is_err(), "it has no answer");
+}
+
+#[tokio::test]
+async fn calls_are_taken_during_the_delay_while_health_says_that_they_should_go_elsewhere() {
+    let directory = rules(RULES);
+    let arguments = ["--grpc", "127.0.0.1:0", "--drain-delay", "60s", "--drain-timeout", "120s", "--rules"];
+    let weir = Weir::start_with(arguments.map(OsStr::new).into_iter().chain([directory.path().as_os_str()]));
+    let mut before = client(&weir).await;
+    weir.signal(Signal::TERM);
+    weir.await_log("draining", 1);
+    let mut health = HealthClient::new(channel(&weir).await);
+    let unready = async {
+        let check = async |health: &mut HealthClient<Channel>| {
+            health.check(HealthCheckRequest::default()).await.unwrap().get_ref().status()
+        };
+        while check(&mut health).await != ServingStatus::NotServing {}
+    };
+    tokio::time::timeout(PATIENCE, unready).await.expect("told");
+    assert_eq!(call(&mut before).await, Ok(Code::Ok));
+    assert_eq!(call(&mut client(&weir).await).await, Ok(Code::Ok), "also on a new connection");
+    // Somebody has seen enough.
+    weir.signal(Signal::INT);
+    weir.await_log("a second signal", 1);
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn sigint_does_not_wait_for_the_delay() {
+    let directory = rules(RULES);
+    let arguments = ["--grpc", "127.0.0.1:0", "--drain-delay", "60s", "--drain-timeout", "120s", "--rules"];
+    let weir = Weir::start_with(arguments.map(OsStr::new).into_iter().chain([directory.path().as_os_str()]));
+    weir.signal(Signal::INT);
+    weir.await_log("stopped", 1);
+    assert_eq!(weir.logged("a second signal"), 0);
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
+}
+
+/// Lets this process have so many files open.
+fn need_files(count: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    assert!(limit.maximum.is_none_or(|maximum| maximum >= count), "this machine allows {limit:?} open files");
+    if limit.current.is_some_and(|current| current < count) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(count), ..limit }).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_idle_connections_hinder_neither_calls_nor_the_end() {
+    const IDLE: usize = 10_000;
+    need_files(12_000);
+    let directory = rules(RULES);
+    let weir = Weir::start(directory.path());
+    let address = weir.grpc();
+    // A few at a time, or the system's queue of those not yet accepted runs over, which costs a second each.
+    let mut idle = Vec::with_capacity(IDLE);
+    for _ in 0..IDLE / 100 {
+        let some = (0..100).map(|_| {
+            tokio::spawn(async move {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(HELLO).await.unwrap();
+                stream.read_exact(&mut [0; 9]).await.unwrap();
+                stream
+            })
+        });
+        for stream in some.collect::<Vec<_>>() {
+            idle.push(tokio::time::timeout(PATIENCE, stream).await.expect("it is accepted").unwrap());
+        }
+    }
+    let mut client = client(&weir).await;
+    for _ in 0..1_000 {
+        let one = Request::new(request("api", &[("user", b"a")]));
+        tokio::time::timeout(Duration::from_secs(5), client.should_rate_limit(one))
+            .await
+            .expect("soon")
+            .unwrap();
+    }
+    #[allow(clippy::disallowed_methods, reason = "how long a real process takes")]
+    let start = std::time::Instant::now();
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
+    // They do not answer, so each is given the two seconds that one message may take; all of them the same two.
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?} of the thirty seconds", start.elapsed());
+    assert_eq!(idle.len(), IDLE);
+}
