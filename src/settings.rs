@@ -47,8 +47,8 @@ pub struct Settings {
     /// Redis that buckets are shared in; without it they are kept in memory
     ///
     /// As `redis://user:password@host:port/database`, of which only the host is needed, `rediss://` for TLS,
-    /// `redis+unix:///path/to/socket`, or `redis+sentinel://host:port,host:port/service/database` for a primary under
-    /// sentinels.
+    /// `redis+unix:///path/to/socket`, `redis+sentinel://host:port,host:port/service/database` for a primary under
+    /// sentinels, or `redis+cluster://host:port,host:port` for a Cluster, of which any nodes are named.
     #[arg(long, env = "WEIR_REDIS", value_name = "URL", hide_env_values = true)]
     pub redis: Option<RedisUrl>,
 

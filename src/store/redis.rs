@@ -3,7 +3,8 @@
 //! A script decides whole batches of requests atomically (`decide.lua`), so that no two callers can both take the last
 //! token, and a denied request takes none. Calls share round trips ([`queue`]). To each server ([`node`]) two connections
 //! are kept open ([`link`]): a batch whose connection breaks goes again over the other at once, under the same number, and
-//! is not applied twice.
+//! is not applied twice. In a Cluster ([`cluster`]) there is such a node for each server that has slots, and a batch is a
+//! script run for each slot, since a script may only touch one; they go to a server in one message.
 //!
 //! Connecting is done in the background, with growing pauses; no call waits for it. A call that Redis does not answer
 //! before its deadline fails with a [`Failure`], whether or not its charge has landed; what became of it can be learned
@@ -18,6 +19,7 @@ use crate::decision::{Charge, Decision};
 use crate::store::{Class, StoreError};
 
 mod address;
+mod cluster;
 mod eviction;
 mod group;
 mod link;
@@ -27,6 +29,7 @@ mod queue;
 mod resolver;
 mod script;
 mod sentinel;
+mod slots;
 mod target;
 mod trouble;
 mod tuning;
@@ -38,6 +41,7 @@ pub use pending::{Failure, Pending};
 pub use target::Target;
 pub use tuning::Tuning;
 
+use cluster::Cluster;
 use resolver::Resolver;
 use sentinel::Sentinels;
 
@@ -52,8 +56,12 @@ impl Part {
 
 /// A Redis that buckets are kept in.
 #[derive(Debug)]
-pub struct RedisStore {
-    node: Arc<Node>,
+pub struct RedisStore(Topology);
+
+#[derive(Debug)]
+enum Topology {
+    One(Arc<Node>),
+    Cluster(Cluster),
 }
 
 impl RedisStore {
@@ -63,32 +71,42 @@ impl RedisStore {
     /// When the system has no randomness to give for this process's name.
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
-        let resolver = match target.clone() {
-            Target::Server(address) => Resolver::Fixed(Arc::new(address)),
+        let one = |resolver| Topology::One(Node::new(resolver, tuning, process));
+        Ok(Self(match target.clone() {
+            Target::Server(address) => one(Resolver::fixed(address)),
             Target::Sentinels { service, sentinels, server } => {
                 let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
-                Resolver::Sentinels(Arc::new(sentinels))
+                one(Resolver::Sentinels(Arc::new(sentinels)))
             }
-        };
-        Ok(Self { node: Node::new(resolver, tuning, process) })
+            Target::Cluster(seeds) => Topology::Cluster(Cluster::open(seeds, tuning, process)),
+        }))
     }
 
     /// Where the bucket of this name is. A request is decided at once when its buckets are all in one part.
     #[must_use]
-    pub fn part_of(&self, _name: &[u8]) -> Part {
-        Part::ONLY
+    pub fn part_of(&self, name: &[u8]) -> Part {
+        match &self.0 {
+            Topology::One(_) => Part::ONLY,
+            Topology::Cluster(_) => Part(slots::slot_of(name)),
+        }
     }
 
     /// The server that a part is on, if that is known.
     #[must_use]
-    pub fn node(&self, _part: Part) -> Option<Arc<Node>> {
-        Some(Arc::clone(&self.node))
+    pub fn node(&self, part: Part) -> Option<Arc<Node>> {
+        match &self.0 {
+            Topology::One(node) => Some(Arc::clone(node)),
+            Topology::Cluster(cluster) => cluster.node(part),
+        }
     }
 
     /// All servers that are known.
     #[must_use]
     pub fn nodes(&self) -> Vec<Arc<Node>> {
-        vec![Arc::clone(&self.node)]
+        match &self.0 {
+            Topology::One(node) => vec![Arc::clone(node)],
+            Topology::Cluster(cluster) => cluster.nodes(),
+        }
     }
 
     /// Decides a request, whose charges are on the buckets of these names, in order; all of them are in `part`.
@@ -108,16 +126,19 @@ impl RedisStore {
         node.decide(part, charges, names, deadline).await
     }
 
-    /// Whether there is a connection.
+    /// Whether there is a connection, to any of its servers.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.node.is_connected()
+        match &self.0 {
+            Topology::One(node) => node.is_connected(),
+            Topology::Cluster(cluster) => cluster.is_connected(),
+        }
     }
 
     /// Requests that the script and the arithmetic here decided differently. Not 0 means an error in one of them.
     #[must_use]
     pub fn parted(&self) -> u64 {
-        self.node.parted()
+        self.nodes().iter().map(|node| node.parted()).sum()
     }
 }
 

@@ -9,6 +9,7 @@ mod support {
     pub(crate) mod weir;
 }
 
+mod cluster;
 mod command;
 mod envoy;
 mod fuzz;

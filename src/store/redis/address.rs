@@ -74,6 +74,14 @@ impl Address {
         self.info.addr() == other.info.addr()
     }
 
+    /// Its host, if it has one.
+    pub(super) fn host(&self) -> Option<&str> {
+        match self.info.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => Some(host),
+            _ => None,
+        }
+    }
+
     /// A client for it, from what is in the files now.
     pub(super) fn client(&self) -> Result<Client, String> {
         let mut settings = self.info.redis_settings().clone();

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]    where this sender notes its last batch
 -- KEYS[2..]  the distinct buckets of the batch
--- ARGV[1]    the batch's number, as text: the same batch sent twice is decided once
+-- ARGV[1]    the batch's number, as text: the same batch sent twice is decided once. 0 for one that is not noted: then the
+--            buckets begin with KEYS[1]
 -- ARGV[2]    for how many milliseconds that note is kept
 -- ARGV[3]    limits, each as a kind and four doubles, of which the last two are the burst, and that with the most debt
 --            1 token bucket (tokens per microsecond, in force since), 2 fixed window and 3 sliding window (length of what
@@ -25,14 +26,16 @@
 local call, unpack_, pack, floor, ceil = redis.call, struct.unpack, struct.pack, math.floor, math.ceil
 local RECORD, TOKEN_BUCKET, WINDOWS, IN_DEBT, MOST = '<Bddd', 1, 2, 3, 2 ^ 53
 
-local buckets = #KEYS - 1
+local first = 1
+if ARGV[1] == '0' then first = 0 end
+local buckets = #KEYS - first
 local limits, charges = #ARGV[3] / 33, #ARGV[4] / 13
 if buckets < 1 or limits < 1 or charges < 1 or limits % 1 ~= 0 or charges % 1 ~= 0 then
   return redis.error_reply('ERR weir: a batch whose parts do not fit together')
 end
 
 local again
-local note = call('GET', KEYS[1])
+local note = first == 1 and call('GET', KEYS[1])
 if note then
   local number, decided = note:match('^(%d+) (%a+)$')
   if number == ARGV[1] then
@@ -48,7 +51,7 @@ local now = clock[1] * 1000000 + clock[2]
 
 -- Read each bucket once. A key of another type reads as nothing: those that read as nothing must not be there.
 local keys = {}
-for i = 1, buckets do keys[i] = KEYS[i + 1] end
+for i = 1, buckets do keys[i] = KEYS[i + first] end
 local found = call('MGET', unpack(keys))
 local absent = {}
 for i = 1, buckets do
@@ -436,7 +439,7 @@ end
 
 decided = table.concat(decided)
 -- A batch that changed nothing may as well be decided again.
-if next(touched) then
+if first == 1 and next(touched) then
   call('SET', KEYS[1], ARGV[1] .. ' ' .. decided, 'PX', ARGV[2])
 end
 return reply(decided)

@@ -1,5 +1,7 @@
 //! Calls of a batch whose buckets are in one part, and who waits for them.
 
+use std::collections::HashMap;
+
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -7,6 +9,7 @@ use tokio::time::Instant;
 use super::Part;
 use super::queue::{Answer, Waiting};
 use super::script::{Batch, Decided};
+use crate::decision::BucketKey;
 use crate::store::StoreError;
 
 /// Calls that one script run decides.
@@ -23,15 +26,44 @@ impl Group {
     /// Sorts calls by where their buckets are.
     pub(super) fn sort(calls: Vec<Waiting>) -> SmallVec<[Self; 1]> {
         let mut groups: SmallVec<[Self; 1]> = SmallVec::new();
+        let mut places: HashMap<Part, usize> = HashMap::new();
         for Waiting { part, charges, deadline, answer } in calls {
-            let place = groups.iter().position(|group| group.part == part);
-            let place = place.unwrap_or_else(|| {
+            // Mostly all are in one part, and that is found without a search.
+            let place = match groups.first() {
+                Some(first) if first.part == part => 0,
+                _ => *places.entry(part).or_insert_with(|| {
+                    groups.push(Self { part, batch: Batch::default(), deadline, answers: Vec::new() });
+                    groups.len() - 1
+                }),
+            };
+            if let Some(group) = groups.get_mut(place) {
+                group.batch.push(&charges);
+                group.deadline = group.deadline.max(deadline);
+                group.answers.push(answer);
+            }
+        }
+        groups
+    }
+
+    /// The same calls, a group for each bucket, in order. Those for several buckets are told `error`.
+    pub(super) fn singly(self, error: &StoreError) -> Vec<Self> {
+        let Self { part, batch, deadline, answers } = self;
+        let mut groups: Vec<Self> = Vec::new();
+        let mut places: HashMap<BucketKey, usize> = HashMap::new();
+        for (charges, answer) in batch.requests().zip(answers) {
+            let bucket = charges.first().map(|named| named.charge.bucket);
+            let Some(bucket) =
+                bucket.filter(|first| charges.iter().all(|named| named.charge.bucket == *first))
+            else {
+                _ = answer.send(Err(error.clone()));
+                continue;
+            };
+            let place = *places.entry(bucket).or_insert_with(|| {
                 groups.push(Self { part, batch: Batch::default(), deadline, answers: Vec::new() });
                 groups.len() - 1
             });
             if let Some(group) = groups.get_mut(place) {
                 group.batch.push(&charges);
-                group.deadline = group.deadline.max(deadline);
                 group.answers.push(answer);
             }
         }

@@ -264,7 +264,10 @@ async fn connect(
         .unwrap_or_else(|_| Err(Trouble::new(Class::Late, "no answer")))
 }
 
-async fn connect_to(address: &Address, tuning: &Tuning) -> Result<(MultiplexedConnection, String), Trouble> {
+pub(super) async fn connect_to(
+    address: &Address,
+    tuning: &Tuning,
+) -> Result<(MultiplexedConnection, String), Trouble> {
     let client = address.client().map_err(|said| Trouble::new(Class::Other, said))?;
     // Deadlines are the calls', not the connection's.
     let config = AsyncConnectionConfig::new()
@@ -283,7 +286,7 @@ async fn connect_to(address: &Address, tuning: &Tuning) -> Result<(MultiplexedCo
 }
 
 /// From half of a pause to all of it, so that many processes do not come back in step.
-fn jitter(pause: Duration) -> Duration {
+pub(super) fn jitter(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or_default();
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

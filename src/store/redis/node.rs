@@ -1,16 +1,18 @@
 //! One Redis server: calls queue for it, go in batches over the connections to it, and are answered.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::Part;
+use super::cluster::{Member, Shared};
 use super::eviction::Eviction;
 use super::group::Group;
 use super::link::{Link, Live};
@@ -18,8 +20,10 @@ use super::pending::{Failure, Pending};
 use super::queue::{Lane, Queue};
 use super::resolver::Resolver;
 use super::script::{self, How, NamedCharge};
-use super::trouble::class;
+use super::slots;
+use super::trouble::{class, kind};
 use super::tuning::Tuning;
+use super::{Address, Part};
 use crate::bucket::{Hits, Limit};
 use crate::clock;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdicts};
@@ -29,6 +33,10 @@ use crate::telemetry::metrics::{
     NodeMetrics, REDIS_BATCH_CALLS, REDIS_BATCH_DURATION, REDIS_CONNECTIONS, REDIS_DISAGREEMENTS,
     REDIS_EVICTS, REDIS_QUEUE,
 };
+
+mod redirect;
+
+use redirect::Elsewhere;
 
 /// One Redis server.
 #[derive(Debug)]
@@ -46,18 +54,32 @@ pub struct Node {
     parted: AtomicU64,
     /// Whether Redis answered the last batch with an error.
     refused: AtomicBool,
-    /// What is charged to see whether it works.
-    probe: NamedCharge,
+    /// This process, among all that use the server.
+    process: u64,
+    /// The Cluster that it is a node of, if it is.
+    member: Option<Member>,
     metrics: NodeMetrics,
 }
 
 impl Node {
     /// Begins to connect to a server. Must be called within a tokio runtime. `process` names this process among all that
-    /// use the server, and the first of its lanes has number `first_lane` within this process.
+    /// use the server.
     pub(super) fn new(resolver: Resolver, tuning: Tuning, process: u64) -> Arc<Self> {
+        Self::build(resolver, tuning, process, None)
+    }
+
+    /// The same for a node of a Cluster.
+    pub(super) fn of_cluster(resolver: Resolver, tuning: Tuning, process: u64, member: Member) -> Arc<Self> {
+        Self::build(resolver, tuning, process, Some(member))
+    }
+
+    fn build(resolver: Resolver, tuning: Tuning, process: u64, member: Option<Member>) -> Arc<Self> {
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
-        let lanes = (0..tuning.batches).map(|lane| Lane { note: note(lane), number: 0 }).collect();
+        let first_lane = member.as_ref().map_or(0, |member| member.first_lane);
+        let lanes = (first_lane..first_lane + tuning.batches)
+            .map(|lane| Lane { note: note(lane), number: 0 })
+            .collect();
         let eviction = Arc::new(Eviction::default());
         let link = || Link::open(resolver.clone(), tuning, Arc::clone(&eviction));
         Arc::new(Self {
@@ -70,7 +92,8 @@ impl Node {
             parted: AtomicU64::new(0),
             refused: AtomicBool::new(false),
             metrics: NodeMetrics::default(),
-            probe: NamedCharge { charge: probe(), name: format!("weir:!probe|{process:016x}").into() },
+            process,
+            member,
         })
     }
 
@@ -100,11 +123,38 @@ impl Node {
     /// # Errors
     /// When it does not, or not within that time.
     pub async fn probe(self: &Arc<Self>, within: Duration) -> Result<(), StoreError> {
-        let charges = SmallVec::from_elem(self.probe.clone(), 1);
-        match self.ask(Part::ONLY, charges, clock::instant() + within).await {
+        // In a Cluster, where it has a slot. One that has none has nothing to do.
+        let slot = match self.cluster() {
+            Some(cluster) => match cluster.a_slot_of(self) {
+                Some(slot) => Some(slot),
+                None => return if self.is_connected() { Ok(()) } else { Err(self.disconnected()) },
+            },
+            None => None,
+        };
+        let name = self.probe_name(slot);
+        let charges = SmallVec::from_elem(NamedCharge { charge: probe(), name }, 1);
+        let part = slot.map_or(Part::ONLY, Part);
+        match self.ask(part, charges, clock::instant() + within).await {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
         }
+    }
+
+    /// What a probe charges is called; of a node of a Cluster, in one of its slots.
+    fn probe_name(&self, slot: Option<u16>) -> Bytes {
+        let tag = slot.map(|slot| format!("|{{{}}}", slots::tag_for(slot))).unwrap_or_default();
+        format!("weir:!probe|{:016x}{tag}", self.process).into()
+    }
+
+    /// A connection to ask something else over, and where it leads to.
+    pub(super) fn connection(&self) -> Option<(MultiplexedConnection, Address)> {
+        let (_, live) = self.link()?;
+        Some((live.connection.clone(), live.address.clone()))
+    }
+
+    /// The Cluster that it is a node of, while somebody uses that.
+    fn cluster(&self) -> Option<Arc<Shared>> {
+        self.member.as_ref()?.shared.upgrade()
     }
 
     /// Whether there is a connection.
@@ -156,6 +206,9 @@ impl Node {
             return Ok(Decision { denied: false, at: 0, verdicts: Verdicts::new() });
         }
         if !self.is_connected() {
+            if let Some(cluster) = self.cluster() {
+                cluster.may_be_stale();
+            }
             return Err(self.disconnected().into());
         }
         let (answer, lane) = self.queue.push(part, charges, deadline)?;
@@ -178,8 +231,12 @@ impl Node {
 
     /// Has the groups of a batch decided: by the script's hash, or whole if Redis has forgotten it; over another connection
     /// if one breaks. Ends with the replies or with the connections, not with the callers' deadlines.
-    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>) {
+    ///
+    /// What a node of a Cluster has no more is followed to where it is; `hops` counts how often that was done before.
+    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) {
+        let cluster = self.cluster();
         let mut open = groups;
+        let mut elsewhere: SmallVec<[(Elsewhere, Group); 1]> = SmallVec::new();
         // Whether the script goes whole, and whether it may have run without our knowing.
         let (mut whole, mut sent) = (false, false);
         let mut condemned: Option<StoreError> = None;
@@ -194,11 +251,11 @@ impl Node {
                 let (over, going): (SmallVec<[Group; 1]>, _) = open.into_iter().partition(is_over);
                 over.into_iter().for_each(|group| group.fail(&error));
                 open = going;
-                if open.is_empty() {
-                    return;
+                if let Some(cluster) = &cluster {
+                    cluster.may_be_stale();
                 }
             }
-            let Some((link, live)) = found else { return };
+            let Some((link, live)) = found.filter(|_| !open.is_empty()) else { break };
             self.metrics.batch_calls.record(open.iter().map(|group| group.calls() as u64).sum());
             let start = clock::stopwatch();
             let replies = self.send(&live, lane, &open, whole).await;
@@ -229,7 +286,10 @@ impl Node {
                         continue;
                     }
                 };
-                if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
+                let other = cluster.as_ref().and_then(|_| Elsewhere::of(&error, &live));
+                if let Some(other) = other {
+                    elsewhere.push((other, group));
+                } else if kind(&error) == Some(ServerErrorKind::NoScript) {
                     whole = true;
                     open.push(group);
                 } else if class(&error).condemns() {
@@ -237,10 +297,16 @@ impl Node {
                     condemned = Some(StoreError::from(&error));
                     open.push(group);
                 } else {
+                    if let (Class::ClusterDown, Some(cluster)) = (class(&error), &cluster) {
+                        cluster.may_be_stale();
+                    }
                     self.refused(&live, &error);
                     group.fail(&StoreError::from(&error));
                 }
             }
+        }
+        if let Some(cluster) = cluster.filter(|_| !elsewhere.is_empty()) {
+            self.follow(&cluster, lane, elsewhere, hops, sent).await;
         }
     }
 
@@ -259,13 +325,15 @@ impl Node {
         let first = if whole { How::Source(script::DECIDE) } else { hash };
         let replies = async {
             if let [group] = groups {
-                let command = group.batch.command(first, &lane.note, lane.number);
+                let note = self.note(lane, group.part);
+                let command = group.batch.command(first, (&*note, lane.number));
                 return connection.send_packed_command(&command).await.map(|reply| vec![reply]);
             }
             let mut pipeline = Pipeline::with_capacity(groups.len());
             for (index, group) in groups.iter().enumerate() {
                 let how = if index == 0 { first } else { hash };
-                pipeline.add_command(group.batch.command(how, &lane.note, lane.number));
+                let note = self.note(lane, group.part);
+                pipeline.add_command(group.batch.command(how, (&*note, lane.number)));
             }
             connection.send_packed_commands(&pipeline, 0, groups.len()).await
         };
@@ -274,6 +342,15 @@ impl Node {
             replies = replies => Some(replies),
             _ = gone.wait_for(|gone| *gone) => None,
         }
+    }
+
+    /// Where a lane notes its last batch of a part.
+    fn note<'l>(&self, lane: &'l Lane, Part(slot): Part) -> Cow<'l, [u8]> {
+        if self.member.is_none() {
+            return Cow::Borrowed(&lane.note);
+        }
+        let tag = format!("|{{{}}}", slots::tag_for(slot));
+        Cow::Owned([&lane.note[..], tag.as_bytes()].concat())
     }
 
     /// Answers the calls of a group from a reply.
@@ -326,7 +403,7 @@ async fn run(node: Arc<Node>, lane: Lane) {
         let calls = node.queue.next(&mut held.lane, clock::instant());
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
-        node.exchange(lane, Group::sort(calls)).await;
+        node.exchange(lane, Group::sort(calls), 0).await;
     }
 }
 

@@ -55,7 +55,7 @@ impl Fixture {
     fn run_as(&mut self, number: u64, requests: &[Vec<NamedCharge>], now: Micros) -> Vec<Decided> {
         let mut batch = Batch::default();
         requests.iter().for_each(|request| batch.push(request));
-        let mut command = batch.command(How::Source(&self.script), b"note", number);
+        let mut command = batch.command(How::Source(&self.script), (&b"note"[..], number));
         command.arg(now / SECOND).arg(now % SECOND);
         let reply: Value = self.connection.req_packed_command(&command.get_packed_command()).unwrap();
         let reply = batch.read(reply).unwrap();
@@ -241,6 +241,22 @@ fn the_same_batch_sent_twice_is_applied_once() {
 }
 
 #[test]
+fn a_batch_without_a_note_touches_its_buckets_only_and_is_decided_each_time() {
+    let mut fixture = Fixture::start();
+    let limit = limit(10, HOUR, 10);
+    let mut batch = Batch::default();
+    batch.push(&[charge(0, limit, Hits::Take(3), Mode::Enforced)]);
+    for left in [7, 4] {
+        let mut command = batch.command(How::Source(&fixture.script), None);
+        command.arg(NOW / SECOND).arg(NOW % SECOND);
+        let reply: Value = command.query(&mut fixture.connection).unwrap();
+        assert_eq!(decision(&batch.read(reply).unwrap().decided[0]).verdicts[0].remaining, left);
+    }
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut fixture.connection).unwrap();
+    assert_eq!(keys, [String::from_utf8(name(0).to_vec()).unwrap()]);
+}
+
+#[test]
 fn a_batch_that_comes_after_a_newer_one_of_its_lane_is_not_applied_and_does_not_hide_it() {
     let mut fixture = Fixture::start();
     let limit = limit(10, HOUR, 10);
@@ -248,7 +264,7 @@ fn a_batch_that_comes_after_a_newer_one_of_its_lane_is_not_applied_and_does_not_
     fixture.run_as(2, &take, NOW);
     let mut late = Batch::default();
     late.push(&take[0]);
-    let mut command = late.command(How::Source(&fixture.script), b"note", 1);
+    let mut command = late.command(How::Source(&fixture.script), (&b"note"[..], 1));
     command.arg(NOW / SECOND).arg(0);
     let error = command.query::<Value>(&mut fixture.connection).unwrap_err();
     assert!(error.to_string().contains("after a newer one"), "{error}");

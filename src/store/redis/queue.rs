@@ -39,7 +39,7 @@ pub(super) struct Waiting {
 /// A place in the queue's order for one batch at a time.
 #[derive(Debug)]
 pub(super) struct Lane {
-    /// Under which its last batch is noted in Redis.
+    /// Under which its last batch is noted in Redis; in a Cluster, in each slot, which a tag behind it leads to.
     pub(super) note: Vec<u8>,
     /// The number of its last batch.
     pub(super) number: u64,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use smallvec::SmallVec;
 
+use super::queue::Charges;
 use crate::bucket::{Algorithm, Bucket, Calendar, Hits, Limit, Outcome};
 use crate::clock::Micros;
 use crate::decision::{BucketKey, Charge, Decision, Mode, Source, Verdict, decide, decide_one};
@@ -102,6 +103,14 @@ impl Batch {
         self.requests.push(request);
     }
 
+    /// Its requests, in order.
+    pub(super) fn requests(&self) -> impl Iterator<Item = Charges> {
+        let named = |(charge, place): &(Charge, usize)| {
+            Some(NamedCharge { charge: *charge, name: self.names.get(*place)?.clone() })
+        };
+        self.requests.iter().map(move |request| request.iter().filter_map(named).collect())
+    }
+
     /// The place of a limit; most charges of a batch have one of a few.
     fn limit(&mut self, limit: &Limit) -> usize {
         if let Some(place) = self.limits.iter().position(|other| other == limit) {
@@ -125,14 +134,20 @@ impl Batch {
         self.limits.len() - 1
     }
 
-    /// The command that has it decided, as batch `number` of the lane that notes it under `note`.
-    pub(super) fn command(&self, how: How<'_>, note: &[u8], number: u64) -> Cmd {
+    /// The command that has it decided, as batch `number` of the lane that notes it under `note`; or without a note, when
+    /// nobody is going to ask again what became of it.
+    pub(super) fn command<'n>(&self, how: How<'_>, note: impl Into<Option<(&'n [u8], u64)>>) -> Cmd {
+        let note = note.into();
+        let number = note.map_or(0, |(_, number)| number);
         let (command, script) = match how {
             How::Hash(hash) => ("EVALSHA", hash),
             How::Source(source) => ("EVAL", source),
         };
         let mut command = redis::cmd(command);
-        command.arg(script).arg(self.names.len() + 1).arg(note);
+        command.arg(script).arg(self.names.len() + usize::from(note.is_some()));
+        if let Some((note, _)) = note {
+            command.arg(note);
+        }
         for name in &self.names {
             command.arg(&name[..]);
         }

@@ -1,4 +1,4 @@
-//! What is to be connected to, in one form of URL: a server, or whichever server sentinels say is the primary.
+//! What is to be connected to, in one form of URL: a server, whichever server sentinels say is the primary, or a Cluster.
 
 use redis::ConnectionAddr;
 
@@ -7,13 +7,16 @@ use super::url::{Scheme, Url};
 
 /// The forms that a URL may have.
 const FORMS: &str = "write redis://user:password@host:port/database, of which only the host is needed, rediss:// for \
-                     TLS, redis+unix:///path/to/socket, or redis+sentinel://host:port,host:port/service/database";
+                     TLS, redis+unix:///path/to/socket, redis+sentinel://host:port,host:port/service/database, \
+                     or redis+cluster://host:port,host:port";
 
 /// What buckets are shared in. Shows no secrets.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// One server.
     Server(Address),
+    /// The nodes of a Cluster, of which these are some.
+    Cluster(Vec<Address>),
     /// The server that sentinels say is the primary.
     Sentinels {
         /// What they call it.
@@ -65,7 +68,10 @@ impl Target {
                 url.nothing_left(&known)?;
                 Self::sentinels(&url, login, files)
             }
-            Scheme::Cluster | Scheme::ClusterTls => Err(format!("a Cluster is not understood; {FORMS}")),
+            Scheme::Cluster | Scheme::ClusterTls => {
+                url.nothing_left(&known)?;
+                Self::seeds(&url, &files)
+            }
             Scheme::Plain | Scheme::Tls | Scheme::Socket => {
                 if files.sentinel_username.is_some() || files.sentinel_password.is_some() {
                     return Err(
@@ -94,6 +100,27 @@ impl Target {
                 Ok(Self::Server(address))
             }
         }
+    }
+
+    fn seeds(url: &Url, files: &Files) -> Result<Self, String> {
+        if files.sentinel_username.is_some() || files.sentinel_password.is_some() {
+            return Err(
+                "a login for sentinels needs sentinels: the URL begins with redis+sentinel:// then".into()
+            );
+        }
+        let number = match &url.path[..] {
+            [] => 0,
+            [number] => database(Some(number))?,
+            _ => return Err(format!("nothing stands behind the hosts of a Cluster; {FORMS}")),
+        };
+        if number != 0 {
+            return Err("a Cluster has no databases but 0".into());
+        }
+        let login = (url.user.clone(), url.password.clone());
+        let seed = |host| Address::new(addr(host, url.scheme), login.clone(), 0, files.clone());
+        let seeds: Vec<Address> = url.hosts.iter().map(seed).collect::<Result<_, _>>()?;
+        seeds.iter().try_for_each(|seed| seed.client().map(drop))?;
+        Ok(Self::Cluster(seeds))
     }
 
     fn sentinels(url: &Url, login: (Option<String>, Option<String>), files: Files) -> Result<Self, String> {
@@ -153,6 +180,7 @@ mod tests {
             ("redis://host", "Server(Address(host:6379))"),
             ("valkeys://user:secret@host:1/2", "Server(Address(host:1))"),
             ("redis+unix:///run/redis.sock?db=3", "Server(Address(/run/redis.sock))"),
+            ("redis+cluster://:secret@one,two:1", "Cluster([Address(one:6379), Address(two:1)])"),
             (
                 "redis+sentinel://user:secret@one,two:1/main/3?sentinel_username=me&sentinel_password=secret",
                 "Sentinels { service: \"main\", sentinels: [Address(one:26379), Address(two:1)], server: Address(:0) }",
@@ -207,6 +235,9 @@ mod tests {
                 "did you mean `sentinel_password`?",
             ),
             ("redis+sentinel://:secret@host/main?sentinel_password_file=/nowhere", "/nowhere: No such file"),
+            ("redis+cluster://:secret@one,two/1", "no databases but 0"),
+            ("redis+cluster://:secret@one,two/0/1", "nothing stands behind the hosts"),
+            ("rediss+cluster://:secret@host?ca=/nowhere", "/nowhere: No such file"),
             ("rediss://:secret@host?cert=/x", "cert= and key= in the URL"),
             ("rediss://:secret@host?ca=/nowhere", "/nowhere: No such file"),
         ] {

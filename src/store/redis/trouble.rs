@@ -32,6 +32,14 @@ impl From<&RedisError> for StoreError {
     }
 }
 
+/// The kind of an error that Redis answered with, of those that have one.
+pub(super) fn kind(error: &RedisError) -> Option<ServerErrorKind> {
+    match error.kind() {
+        ErrorKind::Server(kind) => Some(kind),
+        _ => None,
+    }
+}
+
 /// The class of an error.
 pub(super) fn class(error: &RedisError) -> Class {
     match error.kind() {

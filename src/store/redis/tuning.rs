@@ -27,6 +27,8 @@ pub struct Tuning {
     pub reconnect_first: Duration,
     /// The longest.
     pub reconnect_longest: Duration,
+    /// How often a Cluster is asked which node has which slots, when there is no other reason to.
+    pub map_refresh: Duration,
 }
 
 impl Default for Tuning {
@@ -42,6 +44,7 @@ impl Default for Tuning {
             connect_timeout: Duration::from_secs(1),
             reconnect_first: Duration::from_millis(50),
             reconnect_longest: Duration::from_secs(2),
+            map_refresh: Duration::from_secs(10),
         }
     }
 }

@@ -109,7 +109,7 @@ async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
     node.probe(PATIENCE).await.unwrap();
     let mut connection = server.connection();
     let until = clock::instant() + PATIENCE;
-    while redis::cmd("EXISTS").arg(&node.probe.name[..]).query::<bool>(&mut connection).unwrap() {
+    while redis::cmd("EXISTS").arg(&node.probe_name(None)[..]).query::<bool>(&mut connection).unwrap() {
         assert!(clock::instant() < until, "it stays");
     }
     redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg(1).query::<()>(&mut connection).unwrap();

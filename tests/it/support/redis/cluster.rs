@@ -114,7 +114,22 @@ impl RedisCluster {
     pub(crate) fn reshard(&self, from: usize, to: usize, slots: u16) {
         let (from, to, slots) = (self.id(from), self.id(to), slots.to_string());
         let moved = ["--cluster-from", &from, "--cluster-to", &to, "--cluster-slots", &slots];
+        self.await_agreed();
         self.command(&[&["reshard", &self.nodes[0].host()][..], &moved].concat());
+    }
+
+    /// Waits until all living nodes say the same of who has which slots.
+    fn await_agreed(&self) {
+        let said = |node: &RedisServer| {
+            let mut said: Vec<(String, Vec<(u16, u16)>)> =
+                lines_of(node)?.into_iter().map(|line| (line.id, line.slots)).collect();
+            said.sort();
+            Some(said)
+        };
+        await_that("all nodes of the Cluster say the same", || {
+            let all: Vec<_> = self.living().map(said).collect();
+            all.first().is_some_and(Option::is_some) && all.windows(2).all(|pair| pair[0] == pair[1])
+        });
     }
 
     /// Waits until all living nodes agree: every slot has a primary, and each says that the Cluster works.
