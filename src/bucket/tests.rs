@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod landing;
+mod share;
+mod windows;
+
 const SECOND: Micros = 1_000_000;
 const MINUTE: Micros = 60 * SECOND;
 const HOUR: Micros = 60 * MINUTE;
@@ -42,6 +46,48 @@ fn hits() -> impl Strategy<Value = Hits> {
         1 => Just(Hits::Take(u64::MAX)),
         1 => Just(Hits::Peek),
         1 => (0..30u64).prop_map(Hits::GiveBack),
+    ]
+}
+
+fn fixed(requests: u32, window: Micros, calendar: Calendar) -> Limit {
+    Limit::fixed_window(NonZeroU32::new(requests).unwrap(), NonZeroU64::new(window).unwrap(), calendar)
+}
+
+fn sliding(requests: u32, window: Micros) -> Limit {
+    Limit::sliding_window(NonZeroU32::new(requests).unwrap(), NonZeroU64::new(window).unwrap())
+}
+
+fn calendars() -> impl Strategy<Value = (Micros, Calendar)> {
+    prop_oneof![
+        4 => windows().prop_map(|window| (window, Calendar::Epoch)),
+        1 => Just((7 * DAY, Calendar::Week)),
+        1 => Just((30 * DAY, Calendar::Month)),
+        1 => Just((YEAR, Calendar::Year)),
+    ]
+}
+
+/// Limits of every algorithm.
+fn any_limit() -> impl Strategy<Value = Limit> {
+    let debt = prop::sample::select(vec![0.0, 1.0, MAX_DEBT]);
+    let requests = || prop_oneof![1..30u32, 1..100_000u32];
+    let limit = prop_oneof![
+        limits().prop_map(|(requests, window, room)| burst(requests, window, room)),
+        (requests(), calendars())
+            .prop_map(|(requests, (window, calendar))| fixed(requests, window, calendar)),
+        (requests(), windows()).prop_map(|(requests, window)| sliding(requests, window)),
+    ];
+    (limit, debt).prop_map(|(limit, debt)| limit.with_max_debt(debt))
+}
+
+/// Hits of every kind, whose moments are about `NOW`.
+fn any_hits() -> impl Strategy<Value = Hits> {
+    let moment = || (0..2 * HOUR).prop_map(|after| NOW - HOUR + after);
+    prop_oneof![
+        9 => hits(),
+        1 => (1..100u64).prop_map(Hits::Overdraft),
+        1 => (1..20u64, moment()).prop_map(|(tokens, taken)| Hits::Refund { tokens, taken }),
+        1 => (-20.0..40.0f64, moment()).prop_map(|(tokens, at)| Hits::Add { tokens, at }),
+        1 => (0.0..40.0f64, moment()).prop_map(|(tokens, at)| Hits::Raise { tokens, at }),
     ]
 }
 

@@ -138,11 +138,23 @@ fn hits() -> impl Strategy<Value = Hits> {
     ]
 }
 
-fn requests() -> impl Strategy<Value = Vec<NamedCharge>> {
+/// Charges of requests; most say of a bucket's limit nothing, so that it stays what it is through the case.
+fn requests() -> impl Strategy<Value = Vec<(u32, Option<Limit>, Hits, Mode)>> {
     let mode = prop_oneof![4 => Just(Mode::Enforced), 1 => Just(Mode::Quota), 1 => Just(Mode::Shadow)];
-    let charge = (0..BUCKETS, limits(), hits(), mode)
-        .prop_map(|(bucket, limit, hits, mode)| self::charge(bucket, limit, hits, mode));
-    prop::collection::vec(charge, 1..5)
+    let limit = prop_oneof![9 => Just(None), 1 => limits().prop_map(Some)];
+    prop::collection::vec((0..BUCKETS, limit, hits(), mode), 1..5)
+}
+
+/// What is charged to buckets of these limits.
+fn charges(request: &[(u32, Option<Limit>, Hits, Mode)], own: &[Limit]) -> Vec<NamedCharge> {
+    let charges = request.iter().map(|(bucket, limit, hits, mode)| {
+        charge(*bucket, limit.unwrap_or(own[*bucket as usize]), *hits, *mode)
+    });
+    charges.collect()
+}
+
+fn own_limits() -> impl Strategy<Value = Vec<Limit>> {
+    prop::collection::vec(limits(), BUCKETS as usize)
 }
 
 /// Batches, each at so many microseconds after the one before, or before it.
@@ -151,7 +163,12 @@ fn batches() -> impl Strategy<Value = Vec<(Vec<Vec<NamedCharge>>, i64)>> {
     let step = prop_oneof![
         12 => 0..3_000_000i64, 4 => 0..hour, 2 => -hour..0, 2 => Just(0), 1 => 0..40 * 24 * hour, 1 => -9_000..0i64
     ];
-    prop::collection::vec((prop::collection::vec(requests(), 1..6), step), 1..12)
+    let batches = prop::collection::vec((prop::collection::vec(requests(), 1..6), step), 1..12);
+    (own_limits(), batches).prop_map(|(own, batches)| {
+        let batch =
+            |requests: Vec<_>| requests.iter().map(|request: &Vec<_>| charges(request, &own)).collect();
+        batches.into_iter().map(|(requests, step)| (batch(requests), step)).collect()
+    })
 }
 
 fn decision(decided: &Decided) -> &Decision {
@@ -172,7 +189,7 @@ fn by_hand(buckets: &mut [Bucket], request: &[NamedCharge], now: Micros) -> Deci
 fn the_script_decides_and_stores_what_the_arithmetic_does_in_thousands_of_batches() {
     let mut fixture = Fixture::start().without_expiry();
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 400,
+        cases: 1_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -208,7 +225,8 @@ fn a_batch_decides_as_its_requests_would_be_decided_one_by_one() {
     });
     let fixture = std::cell::RefCell::new(&mut fixture);
     runner
-        .run(&prop::collection::vec(requests(), 1..40), |requests| {
+        .run(&(own_limits(), prop::collection::vec(requests(), 1..40)), |(own, requests)| {
+            let requests: Vec<_> = requests.iter().map(|request| charges(request, &own)).collect();
             let mut fixture = fixture.borrow_mut();
             fixture.forget();
             let one_by_one: Vec<Decided> =
@@ -306,6 +324,85 @@ fn a_key_of_another_kind_fails_its_own_requests_and_no_neighbours() {
     assert_eq!(decision(&peek[0]).verdicts[0].remaining, 2, "two of the four takes fitted");
     let kind: String = redis::cmd("TYPE").arg(&name(0)[..]).query(&mut fixture.connection).unwrap();
     assert_eq!(kind, "list", "what is not ours is left alone");
+}
+
+#[test]
+fn what_lands_anyway_lands_in_a_denied_request_and_beside_a_bucket_that_cannot_be_read() {
+    let mut fixture = Fixture::start();
+    let limit = limit(10, HOUR, 10);
+    let of = |bucket, hits| charge(bucket, limit, hits, Mode::Enforced);
+    redis::cmd("RPUSH").arg(&name(4)[..]).arg("x").query::<()>(&mut fixture.connection).unwrap();
+    let decided = fixture.run(
+        &[
+            vec![of(0, Hits::Overdraft(25)), of(1, Hits::Take(11)), of(2, Hits::Take(1))],
+            vec![of(0, Hits::Overdraft(5)), of(4, Hits::Take(1)), of(2, Hits::Take(2))],
+            vec![of(3, Hits::Add { tokens: 2.5, at: NOW }), of(3, Hits::Raise { tokens: 4.0, at: NOW })],
+        ],
+        NOW,
+    );
+    assert!(decision(&decided[0]).denied && decided[1] == Decided::Unreadable);
+    let used = |bucket| {
+        let record = fixture.record(bucket).map(|record| Bucket::from_record(&record).unwrap());
+        record.map_or(0, |bucket| bucket.full_in(&limit, NOW) / (HOUR / 10))
+    };
+    let mut used = used;
+    assert_eq!((used(0), used(1), used(2), used(3)), (30, 0, 0, 4));
+}
+
+#[test]
+fn a_bucket_of_windows_expires_when_it_counts_nothing_any_more_and_a_debt_when_it_is_paid() {
+    let mut fixture = Fixture::start();
+    let (requests, hour) = (NonZeroU32::new(10).unwrap(), NonZeroU64::new(HOUR).unwrap());
+    let fixed = Limit::fixed_window(requests, hour, Calendar::Epoch);
+    let sliding = Limit::sliding_window(requests, hour);
+    let start = NOW / HOUR * HOUR;
+    let take = |bucket, limit, hits| vec![charge(bucket, limit, hits, Mode::Enforced)];
+    fixture.run(
+        &[
+            take(0, fixed, Hits::Take(1)),
+            take(1, sliding, Hits::Take(1)),
+            take(2, limit(10, HOUR, 10), Hits::Overdraft(20)),
+        ],
+        start + HOUR / 4,
+    );
+    for (bucket, millis) in [(0, 2_700_000), (1, 4_050_000), (2, 7_200_000)] {
+        let ttl: i64 = redis::cmd("PTTL").arg(&name(bucket)[..]).query(&mut fixture.connection).unwrap();
+        assert!((millis - 60_000..=millis).contains(&ttl), "{ttl} of {millis} ms");
+    }
+    fixture.run(&[take(0, fixed, Hits::GiveBack(9)), take(1, sliding, Hits::GiveBack(9))], start + HOUR / 4);
+    assert_eq!((fixture.record(0), fixture.record(1)), (None, None));
+}
+
+#[test]
+fn the_script_knows_the_calendar_day_by_day() {
+    let mut fixture = Fixture::start();
+    let requests = NonZeroU32::new(1).unwrap();
+    let day = 24 * HOUR;
+    let units = [(7, Calendar::Week), (30, Calendar::Month), (365, Calendar::Year)];
+    // 2023-01-01 to 2029-01-01, of which 2024 and 2028 are leap years; and the turn of 2100, which is none.
+    let days = (19_358..21_550).chain(47_479..47_485).chain(47_535..47_545);
+    for n in days {
+        for now in [n * day, n * day + day - 1] {
+            let requests: Vec<_> = units
+                .iter()
+                .zip(0..)
+                .map(|((days, calendar), bucket)| {
+                    let window = NonZeroU64::new(days * day).unwrap();
+                    let limit = Limit::fixed_window(requests, window, *calendar);
+                    vec![charge(bucket, limit, Hits::Overdraft(1), Mode::Enforced)]
+                })
+                .collect();
+            fixture.forget();
+            let decided = fixture.run(&requests, now);
+            let mut buckets = vec![Bucket::FULL; BUCKETS as usize];
+            for (request, decided) in requests.iter().zip(&decided) {
+                assert_eq!(decision(decided), &by_hand(&mut buckets, request, now));
+            }
+            for (number, bucket) in (0..3).zip(&buckets) {
+                assert_eq!(fixture.record(number), bucket.to_record(), "day {n}, {now}");
+            }
+        }
+    }
 }
 
 #[test]
