@@ -19,6 +19,7 @@ mod file;
 mod files;
 mod problem;
 mod rule;
+mod tier;
 mod tree;
 mod watch;
 mod yaml;
@@ -29,6 +30,7 @@ pub use file::Unit;
 pub use files::ContentHash;
 pub use problem::{Place, Problem, Severity};
 pub use rule::{Allowance, Rule, RuleLimit, Source};
+pub use tier::{ByTier, OnTier, Subjects, Tier};
 pub use tree::{Domain, Entry};
 pub use watch::{Following, InForce, Refused, Status, Watch};
 pub use yaml::Any;
@@ -45,6 +47,8 @@ pub struct RuleSet {
     domains: BTreeMap<Box<str>, Domain>,
     files: usize,
     warnings: Vec<Problem>,
+    /// Since when its limits are in force, those that are new.
+    since: Micros,
     hash: Option<ContentHash>,
 }
 
@@ -101,15 +105,16 @@ impl RuleSet {
     }
 
     fn finish(compiler: Compiler, files: usize) -> Result<Self, LoadError> {
+        let since = compiler.since();
         let (domains, found) = compiler.finish();
         if found.iter().any(|problem| problem.severity == Severity::Error) {
             return Err(LoadError::Rejected(found));
         }
-        Ok(Self { domains, files, warnings: found, hash: None })
+        Ok(Self { domains, files, warnings: found, since, hash: None })
     }
 
     /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now, and
-    /// rules that were there count on.
+    /// rules that were there count on. So is who is on which tier.
     ///
     /// Otherwise each reload would look like a change of every limit to the buckets that have not been used since.
     pub fn succeed(&mut self, previous: &Self) {
@@ -117,16 +122,17 @@ impl RuleSet {
             .domains
             .values()
             .flat_map(Domain::rules)
-            .flat_map(|rule| &rule.limits)
+            .flat_map(Rule::all_limits)
             .map(|limit| (limit.id, limit))
             .collect();
         for (name, domain) in &mut self.domains {
             if let Some(previous) = previous.domain(name) {
                 domain.unmatched = Arc::clone(&previous.unmatched);
                 domain.overrides = previous.overrides.clone();
+                domain.succeed_subjects(previous, self.since);
             }
             domain.root.for_each_rule(&mut |rule| {
-                for limit in &mut rule.limits {
+                for limit in rule.all_limits_mut() {
                     let Some(before) = before.get(&limit.id) else { continue };
                     limit.tally = before.tally.clone();
                     if let (Allowance::Limited { limit: now, .. }, Some(before)) =

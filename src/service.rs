@@ -205,7 +205,10 @@ impl Service {
         let mut unlimited = None;
         let mut key = self.limiter.keys().key(domain);
         identify(&mut key, descriptor, &rule.shared);
-        for rule_limit in rule.limits.iter().filter(|limit| !resolved.is_replaced(limit)) {
+        for (rule_limit, since) in rule.met(&descriptor.entries) {
+            if resolved.is_replaced(rule_limit) {
+                continue;
+            }
             let Allowance::Limited { limit, .. } = rule_limit.allowance else {
                 unlimited = Some(rule_limit);
                 continue;
@@ -213,7 +216,7 @@ impl Service {
             plan.charges.push(Charge {
                 bucket: key.limit(rule_limit.limit_id.as_bytes()),
                 rule: rule_limit.id,
-                limit: limit.with_max_debt(self.options.max_debt),
+                limit: limit.since(limit.in_force_since().max(since)).with_max_debt(self.options.max_debt),
                 hits: rule.cost_of(descriptor.hits),
                 mode: self.mode(rule.mode),
                 on_redis_failure: rule.on_redis_failure,

@@ -8,7 +8,7 @@ use super::descriptor::DescriptorArg;
 use super::hit;
 use crate::bucket::{Algorithm, Outcome, Retry};
 use crate::decision::{Mode, OnRedisFailure, Verdict};
-use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
+use crate::rules::{Allowance, Domain, Entry, OnTier, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
 use crate::service::trial::{Trial, on_unused_buckets};
 
 /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
@@ -124,7 +124,11 @@ fn write_one(
         writeln!(text, "  no limit: {why_not}")?;
     }
     let Some(rule) = explanation.rule else { return Ok(()) };
-    for limit in &rule.limits {
+    if let Some(OnTier { key, tier, is_default, .. }) = rule.tier(entries) {
+        let how = if is_default { "the default of" } else { "named by" };
+        writeln!(text, "  tier: `{}`, {how} `{key}`", tier.name)?;
+    }
+    for (limit, _) in rule.met(entries) {
         if resolved.is_replaced(limit) {
             writeln!(text, "  no limit: another descriptor's limit replaces `{}`", limit.name)?;
         } else {

@@ -9,6 +9,7 @@ use siphasher::sip::SipHasher13;
 use super::file::{Descriptor, File};
 use super::problem::{Path, Place, Problem, Problems};
 use super::rule::{Rule, Source};
+use super::tier::TIER_KEY;
 use super::tree::{Branch, Domain, Node};
 use super::yaml::{self, Any, Field};
 use crate::clock::Micros;
@@ -16,8 +17,10 @@ use crate::decision::{Mode, OnRedisFailure, RuleId};
 
 mod limit;
 mod matcher;
+mod tiers;
 
 use matcher::{Kind, Matcher};
+use tiers::Tiers;
 
 /// Rules in the making.
 pub(super) struct Compiler {
@@ -37,7 +40,8 @@ struct Read {
 
 /// What the files of a domain say of all of its rules, and where.
 #[derive(Default)]
-struct Common {
+struct Common<'f> {
+    tiers: Tiers<'f>,
     on_redis_failure: Option<(OnRedisFailure, Source)>,
 }
 
@@ -62,6 +66,11 @@ impl Compiler {
         Self { files: Vec::new(), since }
     }
 
+    /// Since when the limits are in force.
+    pub(super) fn since(&self) -> Micros {
+        self.since
+    }
+
     /// Adds a file's rules, and what is wrong with them.
     pub(super) fn add(&mut self, name: Arc<str>, text: &str) {
         let problems = Problems::new(name);
@@ -78,11 +87,14 @@ impl Compiler {
 
     /// The rules of all files, and all that is wrong with them or odd.
     pub(super) fn finish(self) -> (BTreeMap<Box<str>, Domain>, Vec<Problem>) {
-        let mut commons: BTreeMap<&str, Common> = BTreeMap::new();
-        for Read { problems, file } in &self.files {
-            if let Some(file) = file {
-                let name = file.domain.get().map_or("", String::as_str);
-                commons.entry(name).or_default().add(file, problems);
+        let nothing = Common::default();
+        let mut commons: BTreeMap<&str, Common<'_>> = BTreeMap::new();
+        for add in [Common::add, Common::add_subjects] {
+            for Read { problems, file } in &self.files {
+                let Some(file) = file else { continue };
+                let domain = file.domain.get().map_or("", String::as_str);
+                let scope = Scope { problems, domain, since: self.since, common: &nothing };
+                add(commons.entry(domain).or_default(), file, &scope);
             }
         }
         let mut domains = BTreeMap::<Box<str>, Domain>::new();
@@ -104,10 +116,16 @@ impl Compiler {
     }
 }
 
-impl Common {
+impl<'f> Common<'f> {
     /// Adds what a file says of its domain as a whole.
-    fn add(&mut self, file: &File, problems: &Problems) {
-        once(&mut self.on_redis_failure, &file.on_redis_failure, "on_redis_failure", problems);
+    fn add(&mut self, file: &'f File, scope: &Scope<'_>) {
+        once(&mut self.on_redis_failure, &file.on_redis_failure, "on_redis_failure", scope.problems);
+        self.tiers.add_tiers(file, scope);
+    }
+
+    /// Adds what needs to know what all files say.
+    fn add_subjects(&mut self, file: &'f File, scope: &Scope<'_>) {
+        self.tiers.add_subjects(file, scope);
     }
 }
 
@@ -130,7 +148,7 @@ struct Scope<'f> {
     problems: &'f Problems,
     domain: &'f str,
     since: Micros,
-    common: &'f Common,
+    common: &'f Common<'f>,
 }
 
 impl<'f> Scope<'f> {
@@ -246,7 +264,10 @@ impl<'f> Scope<'f> {
             let place = descriptor.metadata.place().unwrap_or(place);
             self.problems.error(place, &Path::Key(path, "metadata"), "expected a map");
         }
-        if descriptor.rate_limit.is_absent() && descriptor.rate_limits.is_absent() {
+        if descriptor.rate_limit.is_absent()
+            && descriptor.rate_limits.is_absent()
+            && descriptor.tier_limit.is_absent()
+        {
             let is_true = |field: &Field<bool>| match field {
                 Field::Given(place, true) => Some(*place),
                 _ => None,
@@ -270,10 +291,21 @@ impl<'f> Scope<'f> {
             self.problems.error(place, &Path::Key(path, "cost"), message);
         }
         let limits = self.limits(descriptor, path, trail);
-        if limits.is_empty() {
+        let by_tier = self.by_tier(descriptor, &limits, path, trail);
+        if limits.is_empty() && by_tier.is_none() {
             return None;
         }
-        let place = descriptor.rate_limit.place().or(descriptor.rate_limits.place()).unwrap_or(place);
+        let written =
+            [descriptor.rate_limit.place(), descriptor.rate_limits.place(), descriptor.tier_limit.place()];
+        let place = written.into_iter().flatten().next().unwrap_or(place);
+        let mut shared: Box<[Option<Box<[u8]>>]> = trail.iter().map(|level| level.shared.clone()).collect();
+        if let Some(by_tier) = &by_tier
+            && by_tier.subjects.by_request
+            && let Some(shared) = shared.get_mut(by_tier.entry)
+        {
+            // Whoever changes tiers stays in his bucket.
+            shared.get_or_insert_with(|| TIER_KEY.as_bytes().into());
+        }
         let mode = match (is_true(&descriptor.shadow_mode), is_true(&descriptor.quota_mode)) {
             (true, _) => Mode::Shadow,
             (false, true) => Mode::Quota,
@@ -285,8 +317,9 @@ impl<'f> Scope<'f> {
             label: label(self.domain, trail),
             source: self.source(place),
             limits,
+            by_tier: by_tier.map(Box::new),
             mode,
-            shared: trail.iter().map(|level| level.shared.clone()).collect(),
+            shared,
             cost: descriptor.cost.get().copied().unwrap_or(1),
             overdraft: is_true(&descriptor.overdraft),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),

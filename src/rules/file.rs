@@ -3,6 +3,7 @@
 //! The format is envoyproxy/ratelimit's, with more keys. Every field may be missing or broken here;
 //! [`compile`](super::compile) says what must be there.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use serde::{Deserialize, Deserializer, de};
@@ -19,6 +20,19 @@ pub(super) struct File {
     pub(super) domain: Field<String>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
+    pub(super) tiers: Field<BTreeMap<String, Field<TierLimits>>>,
+    pub(super) subjects: Field<BTreeMap<String, Field<Subject>>>,
+}
+
+/// The limits of a tier, by dimension.
+pub(super) type TierLimits = BTreeMap<String, Field<RateLimit>>;
+
+/// Who is on which tier, by the values of one key.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Subject {
+    pub(super) default: Field<String>,
+    pub(super) members: Field<BTreeMap<String, Field<String>>>,
 }
 
 /// A rule: what it matches, what it limits, and the rules below it.
@@ -32,6 +46,7 @@ pub(super) struct Descriptor {
     pub(super) regex: Field<String>,
     pub(super) rate_limit: Field<RateLimit>,
     pub(super) rate_limits: Field<Vec<Field<RateLimit>>>,
+    pub(super) tier_limit: Field<OneOrMany>,
     pub(super) cost: Field<u32>,
     pub(super) overdraft: Field<bool>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
@@ -169,7 +184,7 @@ const LONGEST_WORD: usize = 64;
 /// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     const KEYS: [(&str, &[&str]); 4] = [
-        ("at the top of the file", &["domain"]),
+        ("at the top of the file", &["domain", "tiers", "subjects"]),
         (
             "in the descriptor, beside `key`",
             &[
@@ -180,6 +195,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "regex",
                 "rate_limit",
                 "rate_limits",
+                "tier_limit",
                 "cost",
                 "overdraft",
                 "shadow_mode",

@@ -7,8 +7,11 @@ use smallvec::SmallVec;
 
 use super::file::Unit;
 use super::problem::Place;
+use super::tier::{ByTier, OnTier};
+use super::tree::Entry;
 use super::yaml::Any;
 use crate::bucket::{Hits, Limit};
+use crate::clock::Micros;
 use crate::decision::{Mode, OnRedisFailure, RuleId};
 use crate::telemetry::tally::Tally;
 
@@ -38,6 +41,8 @@ pub struct Rule {
     pub source: Source,
     /// What it admits: all of these must have room.
     pub limits: SmallVec<[RuleLimit; 1]>,
+    /// What it admits besides, which depends on the subject's tier.
+    pub by_tier: Option<Box<ByTier>>,
     /// What it means to be over.
     pub mode: Mode,
     /// For each entry, the pattern that stands in for its value in the bucket's name, where values share a bucket.
@@ -101,6 +106,32 @@ impl Allowance {
 }
 
 impl Rule {
+    /// The limits that a descriptor meets here: the rule's own, and those of its subject's tier. Each comes with the moment
+    /// since when it is in force for that subject, if that is later than [`Limit::in_force_since`] says.
+    pub fn met<'r>(&'r self, entries: &[Entry<'_>]) -> impl Iterator<Item = (&'r RuleLimit, Micros)> {
+        let on_tier = self.tier(entries);
+        let of_tier = on_tier.map_or(&[][..], |on_tier| &on_tier.tier.limits);
+        let since = on_tier.map_or(0, |on_tier| on_tier.since);
+        self.limits.iter().map(|limit| (limit, 0)).chain(of_tier.iter().map(move |limit| (limit, since)))
+    }
+
+    /// The tier of a descriptor's subject, if that matters here.
+    #[must_use]
+    pub fn tier<'r>(&'r self, entries: &[Entry<'_>]) -> Option<OnTier<'r>> {
+        self.by_tier.as_deref()?.of(entries)
+    }
+
+    /// The limits that any descriptor may meet here: the rule's own, and those of all tiers.
+    pub fn all_limits(&self) -> impl Iterator<Item = &RuleLimit> {
+        let tiers = self.by_tier.iter().flat_map(|by_tier| &by_tier.tiers);
+        self.limits.iter().chain(tiers.flat_map(|tier| &tier.limits))
+    }
+
+    pub(super) fn all_limits_mut(&mut self) -> impl Iterator<Item = &mut RuleLimit> {
+        let tiers = self.by_tier.iter_mut().flat_map(|by_tier| &mut by_tier.tiers);
+        self.limits.iter_mut().chain(tiers.flat_map(|tier| &mut tier.limits))
+    }
+
     /// What metrics call one of its limits: by its name, or else by each level's key and value, as in
     /// `user_id.path_/login*`, and by its unit if it is one of several. Limits of a `domain` that share a name are one
     /// to them.

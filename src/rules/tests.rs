@@ -3,6 +3,7 @@ use super::*;
 mod limits;
 mod matching;
 mod mistakes;
+mod tiers;
 
 fn load_text(text: &str) -> Result<RuleSet, LoadError> {
     RuleSet::from_texts([("api.yaml", text)], 0)

@@ -130,7 +130,7 @@ impl Domain {
     /// How many limits there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rules().map(|rule| rule.limits.len()).sum()
+        self.rules().map(|rule| rule.all_limits().count()).sum()
     }
 
     /// Whether there is no limit.

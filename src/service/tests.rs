@@ -11,6 +11,7 @@ use crate::proto::{Entry, RateLimit, RateLimitDescriptor, RateLimitOverride, Rat
 use crate::store::LocalStore;
 
 mod limits;
+mod tiers;
 mod windows;
 
 const SECOND: Micros = 1_000_000;

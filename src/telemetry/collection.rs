@@ -116,8 +116,7 @@ pub fn collect_rules(rules: Option<&RuleSet>, to: &mut Collection) {
         if let Some(counted) = limits.overrides.counted() {
             by_name.insert(OVERRIDE.into(), counted);
         }
-        for (rule, limit) in
-            limits.rules().flat_map(|rule| rule.limits.iter().map(move |limit| (rule, limit)))
+        for (rule, limit) in limits.rules().flat_map(|rule| rule.all_limits().map(move |limit| (rule, limit)))
         {
             if let Some(counted) = limit.tally.counted() {
                 by_name.entry(rule.metric_name(limit, domain).into_owned()).or_default().add(&counted);

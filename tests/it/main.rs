@@ -19,4 +19,5 @@ mod reload;
 mod sentinel;
 mod serving;
 mod shipped;
+mod tiers;
 mod wire;

@@ -93,7 +93,12 @@ impl Scope<'_> {
     }
 
     /// What a limit admits, if that makes sense.
-    fn allowance(&self, place: Place, rate_limit: &RateLimit, path: &Path<'_>) -> Option<Allowance> {
+    pub(super) fn allowance(
+        &self,
+        place: Place,
+        rate_limit: &RateLimit,
+        path: &Path<'_>,
+    ) -> Option<Allowance> {
         if is_true(&rate_limit.unlimited) {
             if let Some(place) = rate_limit.unit.place() {
                 let message = "what is unlimited has no unit: remove `unit`, or `unlimited`";

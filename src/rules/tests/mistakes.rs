@@ -332,3 +332,101 @@ fn a_key_has_only_so_many_regular_expressions() {
         ],
     );
 }
+
+#[test]
+fn mistakes_in_tiers_and_subjects_are_told() {
+    let file = |subjects: &str, descriptor: &str| {
+        format!(
+            "domain: api\ntiers:\n  free: {{ requests: 60/minute }}\n  pro: {{ requests: 600/minute, tokens: 9/day }}\n{subjects}\ndescriptors:\n  - {{ {descriptor} }}\n"
+        )
+    };
+    let subjects = "subjects: { user: { default: free } }";
+    for (subjects, descriptor, said) in [
+        (
+            "subjects: { user: { members: { a: free } } }",
+            "key: user",
+            "5:19 subjects.user.default: missing: say the tier of those who are no members",
+        ),
+        (
+            "subjects: { user: { default: fre } }",
+            "key: user",
+            "5:30 subjects.user.default: there is no tier `fre`; did you mean `free`?",
+        ),
+        (
+            "subjects: { user: { default: free, members: { a: gold } } }",
+            "key: user",
+            "5:50 subjects.user.members.a: there is no tier `gold`; there is `free`, `pro`",
+        ),
+        (
+            "subjects: { user: { default: free, member: { a: pro } } }",
+            "key: user",
+            "5:36 subjects.user.member: unknown key `member`; did you mean `members`?",
+        ),
+        ("subjects: [user]", "key: user", "5:11 subjects: expected a map, found a list"),
+        (
+            subjects,
+            "key: user, tier_limit: requets",
+            "7:30 descriptors[0].tier_limit: tier `free` (api.yaml:3:9): there is no limit `requets`; did you mean `requests`?",
+        ),
+        (
+            subjects,
+            "key: user, tier_limit: tokens",
+            "7:30 descriptors[0].tier_limit: tier `free` (api.yaml:3:9): there is no limit `tokens`; there is `requests`",
+        ),
+        (
+            subjects,
+            "key: user, tier_limit: [requests, requests]",
+            "7:41 descriptors[0].tier_limit: a limit of this descriptor has the id `requests` too, and they would share a bucket",
+        ),
+        (
+            subjects,
+            "key: ip, tier_limit: requests",
+            "7:28 descriptors[0].tier_limit: nobody knows whose tier: neither this descriptor nor one above has a key that `subjects` names, which is `user`, or `tier`",
+        ),
+        (
+            subjects,
+            "key: tier, tier_limit: requests",
+            "7:30 descriptors[0].tier_limit: what the request calls a tier may be none: say which one counts then, in `subjects: { tier: { default: … } }`",
+        ),
+        (
+            subjects,
+            "key: tier, value: gold, tier_limit: requests",
+            "7:43 descriptors[0].tier_limit: there is no tier `gold`; there is `free`, `pro`",
+        ),
+        (
+            subjects,
+            "key: user, rate_limit: { tiers: x, unit: day, requests_per_unit: 1 }",
+            "7:32 descriptors[0].rate_limit.tiers: `tiers` does not belong here: it stands at the top of the file",
+        ),
+    ] {
+        let mut found = problems(&file(subjects, descriptor));
+        found.retain(|found| !(found.contains("`requets`") && found.contains("tier `pro`")));
+        assert_eq!(found, [said]);
+    }
+    said_of(
+        "domain: api\ndescriptors: [ { key: user, tier_limit: requests } ]\n",
+        &[
+            "2:41 descriptors[0].tier_limit: there are no tiers to take it from: no file of this domain has `tiers`",
+        ],
+    );
+    for (limit, said) in [
+        ("60/minutes", "2:27 tiers.free.requests: unknown unit `minutes`; did you mean `minute`?"),
+        (
+            "{ unit: day, requests_per_unit: 1, name: x }",
+            "2:68 tiers.free.requests.name: a tier's limit is called `requests`, and replaces none: remove `name`",
+        ),
+        (
+            "{ unit: day, burst: 0, requests_per_unit: 1 }",
+            "2:47 tiers.free.requests.burst: a burst is at least 1; to admit nothing, write `requests_per_unit: 0`",
+        ),
+    ] {
+        said_of(&format!("domain: api\ntiers: {{ free: {{ requests: {limit} }} }}\n"), &[said]);
+    }
+    let file = "domain: api\ntiers: { free: { requests: 1/day } }\nsubjects: { user: { default: free } }\n";
+    let error = RuleSet::from_texts([("one.yaml", file), ("two.yaml", file)], 0).unwrap_err();
+    assert_eq!(
+        listed(&error),
+        "two.yaml:2:16 tiers.free: tier `free` stands at one.yaml:2:16 too\n\
+         two.yaml:3:19 subjects.user: subjects by `user` stand at one.yaml:3:19 too\n"
+    );
+}
