@@ -56,7 +56,8 @@ async fn moves_between_tiers_keep_what_was_used_in_redis_and_lock_nobody_out() {
     let timeout = ["--redis-timeout", "5s", "--remember-denials", "1s"];
     let weirs: Vec<Weir> = (0..2)
         .map(|_| {
-            let arguments = ["--rules", directory.path().to_str().unwrap(), "--redis", &redis.url()]
+            let path = directory.path().to_str().unwrap();
+            let arguments = ["--grpc", "127.0.0.1:0", "--rules", path, "--redis", &redis.url()]
                 .map(str::to_owned)
                 .into_iter()
                 .chain(timeout.map(str::to_owned))
@@ -96,6 +97,8 @@ async fn moves_between_tiers_keep_what_was_used_in_redis_and_lock_nobody_out() {
 
     // Several dimensions in one request: all or nothing.
     let mut both = request("api", &[("user", b"bob"), ("plan", b"x")]);
+    let second = both.descriptors.remove(1);
+    both.descriptors[0].entries.extend(second.entries);
     both.descriptors[0].hits_addend = Some(11);
     let denied = clients[0].should_rate_limit(both.clone()).await.unwrap().into_inner();
     let limit = denied.statuses[0].current_limit.as_ref().unwrap();

@@ -410,14 +410,14 @@ fn mistakes_in_tiers_and_subjects_are_told() {
         ],
     );
     for (limit, said) in [
-        ("60/minutes", "2:27 tiers.free.requests: unknown unit `minutes`; did you mean `minute`?"),
+        ("60/minutes", "2:28 tiers.free.requests: unknown unit `minutes`; did you mean `minute`?"),
         (
             "{ unit: day, requests_per_unit: 1, name: x }",
-            "2:68 tiers.free.requests.name: a tier's limit is called `requests`, and replaces none: remove `name`",
+            "2:69 tiers.free.requests.name: a tier's limit is called `requests`, and replaces none: remove `name`",
         ),
         (
             "{ unit: day, burst: 0, requests_per_unit: 1 }",
-            "2:47 tiers.free.requests.burst: a burst is at least 1; to admit nothing, write `requests_per_unit: 0`",
+            "2:48 tiers.free.requests.burst: a burst is at least 1; to admit nothing, write `requests_per_unit: 0`",
         ),
     ] {
         said_of(&format!("domain: api\ntiers: {{ free: {{ requests: {limit} }} }}\n"), &[said]);
