@@ -12,6 +12,7 @@ mod support {
 mod cluster;
 mod command;
 mod envoy;
+mod exact;
 mod fuzz;
 mod protocol;
 mod redis;

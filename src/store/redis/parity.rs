@@ -448,3 +448,35 @@ fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
         assert_eq!(fixture.record(0), None);
     }
 }
+
+#[test]
+fn the_script_uses_no_command_that_redis_6_does_not_have() {
+    let mut fixture = Fixture::start();
+    let mut names: Vec<&str> =
+        DECIDE.split("call('").skip(1).filter_map(|rest| rest.split('\'').next()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(
+        names,
+        ["DEL", "EXISTS", "GET", "MGET", "SET", "TIME"],
+        "those that the manual says a user needs"
+    );
+    for name in names {
+        let documented: Vec<std::collections::HashMap<String, Value>> =
+            match redis::cmd("COMMAND").arg("DOCS").arg(name).query(&mut fixture.connection).unwrap() {
+                Value::Array(pair) => pair
+                    .into_iter()
+                    .filter(|part| matches!(part, Value::Array(_) | Value::Map(_)))
+                    .map(|docs| redis::from_redis_value(docs).unwrap())
+                    .collect(),
+                other => panic!("{other:?}"),
+            };
+        let since: String = redis::from_redis_value(documented[0]["since"].clone()).unwrap();
+        assert!(since.split('.').next().unwrap().parse::<u32>().unwrap() < 6, "{name} since {since}");
+    }
+    // Of SET, only what has been there since 2.6; a header such as `#!lua` is understood since 7.0.
+    assert!(!DECIDE.starts_with("#!"));
+    for newer in ["KEEPTTL", "GETEX", "PXAT", "redis.setresp", "redis.REDIS_VERSION", "redis.acl_check_cmd"] {
+        assert!(!DECIDE.contains(newer), "{newer} is newer");
+    }
+}
