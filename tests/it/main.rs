@@ -12,11 +12,8 @@ mod support {
 mod cluster;
 mod command;
 mod envoy;
-<<<<<<< HEAD
 mod exact;
-=======
 mod examples;
->>>>>>> 356bc49 (Ready rule sets for logins, shared secrets and language models, each tried out by a test)
 mod fuzz;
 mod protocol;
 mod redis;
