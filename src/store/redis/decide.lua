@@ -64,24 +64,166 @@ local foreign = #absent > 0 and call('EXISTS', unpack(absent)) > 0
 -- These tables never change, so that a denied request can put them back.
 local used, at, rate, more, bad, touched = {}, {}, {}, {}, {}, {}
 
--- Reads a record that is not of a token bucket within its burst; says whether it is one.
-local function read(i, record)
-  local size = #record
-  if size < 25 or (size - 1) % 8 ~= 0 then return false end
-  local doubles = { unpack_('<B' .. ('d'):rep((size - 1) / 8), record) }
-  for j = 2, (size + 7) / 8 do
-    if not (doubles[j] >= 0 and doubles[j] <= MOST) then return false end
+-- Of limits. Those without a rate are of windows: what is counted together with this moment began at `slot_start`.
+local limit_rate, limit_burst, limit_since, limit_most = {}, {}, {}, {}
+local slot_start, slot_length, counters_of
+local write
+
+-- What is seldom needed, debts and windows and what lands anyway, is made when it is: most batches are of token buckets
+-- only, and each run of a script makes its functions anew.
+local read, calendar, used_of_windows, most_of, room_for, add, correct
+local function make_the_rest()
+  slot_start, slot_length, counters_of = {}, {}, {}
+
+  -- Reads a record that is not of a token bucket within its burst; says whether it is one.
+  read = function(i, record)
+    local size = #record
+    if size < 25 or (size - 1) % 8 ~= 0 then return false end
+    local doubles = { unpack_('<B' .. ('d'):rep((size - 1) / 8), record) }
+    for j = 2, (size + 7) / 8 do
+      if not (doubles[j] >= 0 and doubles[j] <= MOST) then return false end
+    end
+    if doubles[1] == IN_DEBT and size == 33 then
+      used[i], at[i], rate[i], more[i] = doubles[2], doubles[3], doubles[4], { owed = doubles[5] }
+      return rate[i] > 0
+    end
+    local counters = (size - 17) / 8
+    if doubles[1] ~= WINDOWS or (counters ~= 1 and counters ~= 9) or doubles[3] < 1 then return false end
+    local windows = { length = doubles[3] }
+    for j = 1, counters do windows[j] = doubles[j + 3] end
+    used[i], at[i], rate[i], more[i] = 0, doubles[2], 0, windows
+    return true
   end
-  if doubles[1] == IN_DEBT and size == 33 then
-    used[i], at[i], rate[i], more[i] = doubles[2], doubles[3], doubles[4], { owed = doubles[5] }
-    return rate[i] > 0
+
+  local DAY = 86400000000
+
+  -- Days since the first of the month and of the year, of the day that is so many days after the epoch.
+  local function day_of_calendar(days)
+    local of_cycle = (days + 719468) % 146097
+    local year = floor((of_cycle - floor(of_cycle / 1460) + floor(of_cycle / 36524) - floor(of_cycle / 146096)) / 365)
+    local since_march = of_cycle - (365 * year + floor(year / 4) - floor(year / 100))
+    local month = floor((5 * since_march + 2) / 153)
+    local of_month = since_march - floor((153 * month + 2) / 5)
+    if month >= 10 then return of_month, since_march - 306 end
+    local leap = year % 4 == 0 and (year % 100 ~= 0 or year == 0)
+    return of_month, since_march + 59 + (leap and 1 or 0)
   end
-  local counters = (size - 17) / 8
-  if doubles[1] ~= WINDOWS or (counters ~= 1 and counters ~= 9) or doubles[3] < 1 then return false end
-  local windows = { length = doubles[3] }
-  for j = 1, counters do windows[j] = doubles[j + 3] end
-  used[i], at[i], rate[i], more[i] = 0, doubles[2], 0, windows
-  return true
+
+  -- The calendar's month or year of this moment: when it began, and its length.
+  calendar = function(longest, which)
+    local days = floor(now / DAY)
+    local first = days - select(which, day_of_calendar(days))
+    local next_one = first + longest
+    next_one = next_one - select(which, day_of_calendar(next_one))
+    return first * DAY, (next_one - first) * DAY
+  end
+
+  -- What is in use of a bucket of windows, or of any under a limit of windows.
+  used_of_windows = function(b, l)
+    local windows, u = more[b], 0
+    if windows and not windows.owed then
+      local passed = 0
+      if now > at[b] then passed = floor((now - at[b]) / windows.length) end
+      for i = 1, #windows - passed do u = u + windows[i] end
+      if limit_rate[l] and u > limit_burst[l] then u = limit_burst[l] end
+    else
+      u = used[b]
+      if now > at[b] then
+        u = u - rate[b] * (now - at[b])
+        if u < 0 then u = 0 end
+      end
+    end
+    return u
+  end
+
+  -- The most that may be in use of a token bucket: a debt is owed under the limit that it was made under.
+  most_of = function(b, l)
+    local debt = more[b]
+    if debt and debt.owed == limit_burst[l] and rate[b] == limit_rate[l] then return limit_most[l] end
+    return limit_burst[l]
+  end
+
+  -- The counters that a limit of windows has of a bucket at this moment, of which so many tokens are in use.
+  local function turned(b, l, u)
+    local old, n, new = more[b], counters_of[l], { length = slot_length[l] }
+    if old and old.length == new.length and #old == n then
+      local gone = 0
+      if slot_start[l] > at[b] then gone = floor((slot_start[l] - at[b]) / new.length) end
+      for i = 1, n do new[i] = i > gone and old[i - gone] or 0 end
+    else
+      new[1] = u
+      for i = 2, n do new[i] = 0 end
+    end
+    return new
+  end
+
+  local function keep(b, l, windows)
+    used[b], at[b], rate[b], touched[b], more[b] = 0, slot_start[l], 0, l, windows
+  end
+
+  -- Takes so many tokens more than are in use.
+  add = function(b, l, u, tokens)
+    if limit_rate[l] then return write(b, l, u + tokens) end
+    local windows = turned(b, l, u)
+    windows[1] = windows[1] + tokens
+    keep(b, l, windows)
+  end
+
+  -- As many tokens as there is room for, debt included.
+  room_for = function(l, u, tokens)
+    local room = limit_most[l] - u
+    if room < 0 then room = 0 end
+    if tokens > room then return room end
+    return tokens
+  end
+
+  -- Does what is neither taken nor refused: gives back, refunds, adds or raises.
+  correct = function(b, l, u, kind, tokens, moment)
+    if limit_rate[l] then
+      if kind == 2 or kind == 3 then
+        u = u - tokens
+      elseif kind == 5 then
+        u = u + (tokens < 0 and tokens or room_for(l, u, tokens))
+      else
+        if tokens > limit_most[l] then tokens = limit_most[l] end
+        if tokens <= u then return end
+        u = tokens
+      end
+      if u < 0 then u = 0 end
+      return write(b, l, u)
+    end
+    local windows = turned(b, l, u)
+    if kind == 2 then
+      -- The oldest first.
+      for i = #windows, 1, -1 do
+        if windows[i] > tokens then
+          windows[i] = windows[i] - tokens
+          break
+        end
+        tokens = tokens - windows[i]
+        windows[i] = 0
+      end
+    else
+      local i = 1
+      if moment < slot_start[l] then i = 1 + ceil((slot_start[l] - moment) / windows.length) end
+      local count = windows[i]
+      if count then
+        if kind == 3 then
+          count = count - tokens
+        elseif kind == 5 then
+          count = count + (tokens < 0 and tokens or room_for(l, u, tokens))
+        else
+          local room = limit_most[l] - u
+          if room < 0 then room = 0 end
+          if tokens > count + room then tokens = count + room end
+          if tokens > count then count = tokens end
+        end
+        if count < 0 then count = 0 end
+        windows[i] = count
+      end
+    end
+    keep(b, l, windows)
+  end
 end
 
 for i = 1, buckets do
@@ -92,6 +234,7 @@ for i = 1, buckets do
     if #record == 25 then kind, used[i], at[i], rate[i] = unpack_(RECORD, record) end
     -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
     if kind ~= TOKEN_BUCKET then
+      if not read then make_the_rest() end
       if not read(i, record) then bad[i], found[i] = true, 'x' end
     elseif not (used[i] >= 0 and used[i] < MOST and at[i] >= 0 and at[i] <= MOST)
       or not (rate[i] >= 0 and rate[i] < MOST) or (used[i] > 0 and rate[i] == 0) then
@@ -111,38 +254,13 @@ local function reply(decided)
 end
 if again then return reply('a' .. again) end
 
-local DAY = 86400000000
-
--- Days since the first of the month and of the year, of the day that is so many days after the epoch.
-local function day_of_calendar(days)
-  local of_cycle = (days + 719468) % 146097
-  local year = floor((of_cycle - floor(of_cycle / 1460) + floor(of_cycle / 36524) - floor(of_cycle / 146096)) / 365)
-  local since_march = of_cycle - (365 * year + floor(year / 4) - floor(year / 100))
-  local month = floor((5 * since_march + 2) / 153)
-  local of_month = since_march - floor((153 * month + 2) / 5)
-  if month >= 10 then return of_month, since_march - 306 end
-  local leap = year % 4 == 0 and (year % 100 ~= 0 or year == 0)
-  return of_month, since_march + 59 + (leap and 1 or 0)
-end
-
--- The calendar's month or year of this moment: when it began, and its length.
-local function calendar(longest, which)
-  local days = floor(now / DAY)
-  local first = days - select(which, day_of_calendar(days))
-  local next_one = first + longest
-  next_one = next_one - select(which, day_of_calendar(next_one))
-  return first * DAY, (next_one - first) * DAY
-end
-
--- A limit without a rate is one of windows: what is counted together with this moment began at its start.
-local limit_rate, limit_burst, limit_since, limit_most = {}, {}, {}, {}
-local slot_start, slot_length, counters_of = {}, {}, {}
 for i = 1, limits do
   local kind, how, since, burst, most = unpack_('<Bdddd', ARGV[3], (i - 1) * 33 + 1)
   limit_burst[i], limit_most[i] = burst, most
   if kind == 1 then
     limit_rate[i], limit_since[i] = how, since
   else
+    if not read then make_the_rest() end
     counters_of[i] = kind == 3 and 9 or 1
     if kind == 4 then
       slot_start[i], slot_length[i] = calendar(31, 1)
@@ -152,31 +270,6 @@ for i = 1, limits do
       slot_start[i], slot_length[i] = now - math.fmod(now + since, how), how
     end
   end
-end
-
--- What is in use of a bucket of windows, or of any under a limit of windows.
-local function used_of_windows(b, l)
-  local windows, u = more[b], 0
-  if windows and not windows.owed then
-    local passed = 0
-    if now > at[b] then passed = floor((now - at[b]) / windows.length) end
-    for i = 1, #windows - passed do u = u + windows[i] end
-    if limit_rate[l] and u > limit_burst[l] then u = limit_burst[l] end
-  else
-    u = used[b]
-    if now > at[b] then
-      u = u - rate[b] * (now - at[b])
-      if u < 0 then u = 0 end
-    end
-  end
-  return u
-end
-
--- The most that may be in use of a token bucket: a debt is owed under the limit that it was made under.
-local function most_of(b, l)
-  local debt = more[b]
-  if debt and debt.owed == limit_burst[l] and rate[b] == limit_rate[l] then return limit_most[l] end
-  return limit_burst[l]
 end
 
 local function used_at(b, l)
@@ -199,39 +292,13 @@ local function used_at(b, l)
   return u
 end
 
-local function write(b, l, u)
+write = function(b, l, u)
   used[b], at[b], rate[b], touched[b] = u, now, limit_rate[l], l
   if u > limit_burst[l] then
     more[b] = { owed = limit_burst[l] }
   elseif more[b] then
     more[b] = nil
   end
-end
-
--- The counters that a limit of windows has of a bucket at this moment, of which so many tokens are in use.
-local function turned(b, l, u)
-  local old, n, new = more[b], counters_of[l], { length = slot_length[l] }
-  if old and old.length == new.length and #old == n then
-    local gone = 0
-    if slot_start[l] > at[b] then gone = floor((slot_start[l] - at[b]) / new.length) end
-    for i = 1, n do new[i] = i > gone and old[i - gone] or 0 end
-  else
-    new[1] = u
-    for i = 2, n do new[i] = 0 end
-  end
-  return new
-end
-
-local function keep(b, l, windows)
-  used[b], at[b], rate[b], touched[b], more[b] = 0, slot_start[l], 0, l, windows
-end
-
--- Takes so many tokens more than are in use.
-local function add(b, l, u, tokens)
-  if limit_rate[l] then return write(b, l, u + tokens) end
-  local windows = turned(b, l, u)
-  windows[1] = windows[1] + tokens
-  keep(b, l, windows)
 end
 
 -- Notes what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank, or another
@@ -248,70 +315,17 @@ local function settle(b, l)
   end
   if stale then
     local u = used_at(b, l)
-    if u > 0 then add(b, l, u, 0) end
-  end
-end
-
--- As many tokens as there is room for, debt included.
-local function room_for(l, u, tokens)
-  local room = limit_most[l] - u
-  if room < 0 then room = 0 end
-  if tokens > room then return room end
-  return tokens
-end
-
--- Does what is neither taken nor refused: gives back, refunds, adds or raises.
-local function correct(b, l, u, kind, tokens, moment)
-  if limit_rate[l] then
-    if kind == 2 or kind == 3 then
-      u = u - tokens
-    elseif kind == 5 then
-      u = u + (tokens < 0 and tokens or room_for(l, u, tokens))
-    else
-      if tokens > limit_most[l] then tokens = limit_most[l] end
-      if tokens <= u then return end
-      u = tokens
-    end
-    if u < 0 then u = 0 end
-    return write(b, l, u)
-  end
-  local windows = turned(b, l, u)
-  if kind == 2 then
-    -- The oldest first.
-    for i = #windows, 1, -1 do
-      if windows[i] > tokens then
-        windows[i] = windows[i] - tokens
-        break
-      end
-      tokens = tokens - windows[i]
-      windows[i] = 0
-    end
-  else
-    local i = 1
-    if moment < slot_start[l] then i = 1 + ceil((slot_start[l] - moment) / windows.length) end
-    local count = windows[i]
-    if count then
-      if kind == 3 then
-        count = count - tokens
-      elseif kind == 5 then
-        count = count + (tokens < 0 and tokens or room_for(l, u, tokens))
-      else
-        local room = limit_most[l] - u
-        if room < 0 then room = 0 end
-        if tokens > count + room then tokens = count + room end
-        if tokens > count then count = tokens end
-      end
-      if count < 0 then count = 0 end
-      windows[i] = count
+    if u > 0 then
+      if limit_rate[l] then write(b, l, u) else add(b, l, u, 0) end
     end
   end
-  keep(b, l, windows)
 end
 
 -- Does what the hits say; says whether they fit.
 local function take(b, l, kind, hits, moment)
   local u = used_at(b, l)
   if kind >= 2 then
+    if not correct then make_the_rest() end
     if kind ~= 4 then
       correct(b, l, u, kind, hits, moment)
       return true
@@ -322,7 +336,9 @@ local function take(b, l, kind, hits, moment)
   local need = hits
   if kind == 1 then need = 1 end
   if u + need <= limit_burst[l] then
-    if kind == 0 then add(b, l, u, need) end
+    if kind == 0 then
+      if limit_rate[l] then write(b, l, u + need) else add(b, l, u, need) end
+    end
     return true
   end
   settle(b, l)
@@ -352,9 +368,20 @@ for _ = 1, charges do
     end
     moment, next_moment = unpack_('<d', ARGV[5], next_moment)
   end
-  request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
+  if last and not request[1] then
+    -- Of one charge alone nothing has to be put back: what does not fit has changed nothing.
+    if bad[b] then
+      decided[#decided + 1] = 'x'
+    elseif take(b, l, kind, hits, moment) or shadow then
+      decided[#decided + 1] = 'y'
+    else
+      decided[#decided + 1] = 'n'
+    end
+  else
+    request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
+  end
 
-  if last then
+  if last and request[1] then
     local unreadable = false
     for i = 1, #request do
       if bad[request[i][1]] then unreadable = true end
