@@ -185,7 +185,7 @@ fn verdict(charge: &Charge, bucket: &mut Bucket, now: Micros) -> Verdict {
 }
 
 /// One enforced limit over is enough; of quotas it takes all.
-fn denies(charges: &[Charge], verdicts: &[Verdict]) -> bool {
+pub(crate) fn denies(charges: &[Charge], verdicts: &[Verdict]) -> bool {
     let (mut quotas, mut quotas_over) = (0, 0);
     for (charge, verdict) in charges.iter().zip(verdicts) {
         let over = verdict.outcome != Outcome::Fits;

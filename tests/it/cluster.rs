@@ -21,7 +21,7 @@ domain: api
 descriptors:
   - { key: wide, rate_limit: { unit: year, requests_per_unit: 100, burst: 1000000 } }
   - { key: narrow, rate_limit: { unit: year, requests_per_unit: 50 } }
-  - { key: fast, rate_limit: { unit: second, requests_per_unit: 1000, burst: 20 } }
+  - { key: beside, rate_limit: { unit: year, requests_per_unit: 100, burst: 1000000 } }
 ";
 
 /// Keys that callers use in turn: they lie in about as many slots.
@@ -170,10 +170,45 @@ async fn every_bucket_is_exact_wherever_its_slot_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_over_several_slots_is_admitted_in_all_or_costs_nothing_in_any() {
+    let (cluster, rules) = (RedisCluster::start(), rules(RULES));
+    let weirs: Vec<Weir> = (0..2).map(|_| serve(rules.path(), &cluster)).collect();
+    // 1600 calls on ten buckets of fifty, each beside one of the wide ones.
+    let load = Load::start(&weirs, 16, 50, |caller, n| {
+        let wide = ((caller * 31 + n) % KEYS).to_string();
+        let narrow = (n % 10).to_string();
+        request("api", &[("wide", wide.as_bytes()), ("narrow", narrow.as_bytes())])
+    })
+    .await;
+    assert_eq!(load.end().await, (500, 1_100, 0));
+    // What denied calls took of the wide ones comes back in the background.
+    let until = weir::clock::instant() + Duration::from_secs(20);
+    while used(&weirs[0]).await != 500 {
+        assert!(weir::clock::instant() < until, "{} used", used(&weirs[0]).await);
+    }
+
+    // The statuses of a denied one show what is left when it has.
+    let both = request("api", &[("wide", b"0"), ("narrow", b"0")]);
+    let answer = client(&weirs[1]).await.should_rate_limit(both).await.unwrap().into_inner();
+    assert_eq!(answer.overall_code(), Code::OverLimit);
+    let codes: Vec<Code> = answer.statuses.iter().map(|status| status.code()).collect();
+    assert_eq!(codes, [Code::Ok, Code::OverLimit]);
+    assert_eq!(u64::from(answer.statuses[0].limit_remaining), left(&weirs[0], "wide", "0").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_while_calls_come_cost_no_call_and_no_charge() {
     let (cluster, rules) = (RedisCluster::start(), rules(RULES));
     let weirs = [serve(rules.path(), &cluster)];
-    let load = Load::start(&weirs, 16, usize::MAX, |caller, n| of_key("wide", caller, n)).await;
+    // Every third call is for two buckets, mostly in two slots.
+    let load = Load::start(&weirs, 16, usize::MAX, |caller, n| match n % 3 {
+        0 => {
+            let (one, other) = ((caller * 31 + n) % KEYS, (caller * 31 + n + 1) % KEYS);
+            request("api", &[("wide", one.to_string().as_bytes()), ("beside", other.to_string().as_bytes())])
+        }
+        _ => of_key("wide", caller, n),
+    })
+    .await;
     load.await_admitted(500).await;
     let moving = tokio::task::spawn_blocking(move || {
         cluster.reshard(0, 1, 800);
@@ -232,6 +267,13 @@ async fn a_slot_that_is_half_way_is_decided_where_each_bucket_is() {
                 ask(&mut source, &format!("MIGRATE 127.0.0.1 {port} weir:api|wide=7|year 0 5000"));
             }
             3 => {
+                // With the notes of batches that are there, too.
+                let rest: Vec<String> =
+                    redis::cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(100).query(&mut source).unwrap();
+                for key in rest {
+                    let port = cluster.nodes()[to].port();
+                    ask(&mut source, &format!("MIGRATE 127.0.0.1 {port} {key} 0 5000"));
+                }
                 ask(&mut target, &format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
                 ask(&mut source, &format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
             }
