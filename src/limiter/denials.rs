@@ -283,6 +283,19 @@ mod tests {
     }
 
     #[test]
+    fn what_lands_whatever_the_answer_is_always_asked() {
+        let denials = denials();
+        learn(&denials, &[take(1, 1)], &[10]);
+        for hits in
+            [Hits::Overdraft(1), Hits::Add { tokens: 1.0, at: NOW }, Hits::Raise { tokens: 1.0, at: NOW }]
+        {
+            assert!(!is_known(&denials, charge(1, hits), NOW), "{hits:?}");
+            assert!(denials.decide(&[take(1, 1), charge(1, hits)], NOW).is_none(), "{hits:?}");
+        }
+        assert!(is_known(&denials, take(1, 1), NOW), "and ends nothing");
+    }
+
+    #[test]
     fn what_is_given_back_is_always_asked_and_begins_a_new_generation() {
         let denials = denials();
         learn(&denials, &[take(1, 1)], &[10]);

@@ -9,6 +9,7 @@ mod support {
     pub(crate) mod weir;
 }
 
+mod algorithms;
 mod cluster;
 mod command;
 mod envoy;
