@@ -88,9 +88,11 @@ impl App {
         let hangup = signal(SignalKind::hangup())
             .map_err(|error| Error::Start(format!("cannot wait for SIGHUP: {error}")))?;
         let redis = settings.redis().map_err(Error::Redis)?;
+        let named = settings.redis_stores().map_err(Error::Redis)?;
         let tuning = settings.redis_tuning().map_err(Error::Redis)?;
         let clock = Clock::system();
-        let watch = Arc::new(Watch::new(&settings.rules, clock.clone()));
+        let watch =
+            Arc::new(Watch::new(&settings.rules, clock.clone()).with_stores(settings.redis_store_names()));
         let loading = Arc::clone(&watch);
         match tokio::task::spawn_blocking(move || loading.start()).await {
             Ok(Ok(()) | Err(LoadError::Nothing { .. })) => {}
@@ -104,7 +106,10 @@ impl App {
         }
         let limiter = Arc::new(match redis {
             Some(redis) => {
-                let store = RedisStore::new(&redis, tuning)?;
+                let mut store = RedisStore::new(&redis, tuning)?;
+                for (name, target) in &named {
+                    store = store.with_store(name, target, tuning)?;
+                }
                 let (timeout, remember) = (settings.redis_timeout, settings.remember_denials);
                 Limiter::shared(store, KeySeed::random()?, timeout, remember, clock)
             }
@@ -137,7 +142,7 @@ impl App {
             settings.serving;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, watch.is_loaded()).await;
-        let service = Arc::new(Service::new(
+        let service = Service::new(
             watch.current(),
             limiter,
             Options {
@@ -149,7 +154,8 @@ impl App {
                 near_limit: settings.near_limit,
             },
             Arc::clone(&metrics),
-        ));
+        );
+        let service = Arc::new(service.with_per_second(settings.redis_named.redis_per_second.clone()));
         let limits = RateLimitServiceServer::from_arc(service)
             .max_decoding_message_size(settings.max_message_bytes.get())
             // A response repeats what was asked: it may be as long, and must not be what fails.
@@ -201,9 +207,6 @@ impl App {
     }
 }
 
-/// What metrics call the store that buckets are in where nothing else is said.
-const DEFAULT_STORE: &str = "default";
-
 /// Has figures asked for that their owners keep.
 #[allow(clippy::cast_precision_loss, reason = "so many buckets there are not")]
 fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
@@ -211,7 +214,9 @@ fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
     metrics.observe(move |to| {
         collection::collect_status(&watch.status(), to);
         if let Some(redis) = limiter.redis() {
-            redis.nodes().iter().for_each(|node| node.collect(DEFAULT_STORE, to));
+            for (store, nodes) in redis.stores() {
+                nodes.iter().for_each(|node| node.collect(store, to));
+            }
         }
         if let Some(store) = limiter.memory() {
             let usage = store.usage();

@@ -113,6 +113,31 @@ impl RuleSet {
         Ok(Self { domains, files, warnings: found, since, hash: None })
     }
 
+    /// Says so when a domain is to be in a store that is none of these.
+    ///
+    /// # Errors
+    /// [`LoadError::Rejected`] with every such domain.
+    pub fn in_stores(self, known: &[String]) -> Result<Self, LoadError> {
+        let told = self.domains.values().filter_map(|domain| domain.redis.as_ref());
+        let unknown = told.filter(|(name, _)| !known.contains(name)).map(|(name, source)| {
+            let near = |known: &&String| strsim::damerau_levenshtein(known, name) <= 2;
+            let hint = match (known.iter().find(near), known) {
+                (Some(near), _) => format!("did you mean `{near}`?"),
+                (None, []) => "there are none: --redis-store name=URL makes one".to_owned(),
+                (None, _) => format!("there are `{}`", known.join("`, `")),
+            };
+            Problem {
+                file: Arc::clone(&source.file),
+                place: source.place,
+                path: "redis".to_owned(),
+                severity: Severity::Error,
+                message: format!("no store in Redis is called `{}`; {hint}", problem::shorten(name)),
+            }
+        });
+        let unknown: Vec<Problem> = unknown.collect();
+        if unknown.is_empty() { Ok(self) } else { Err(LoadError::Rejected(unknown)) }
+    }
+
     /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now, and
     /// rules that were there count on. So is who is on which tier.
     ///

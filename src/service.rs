@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
 use tonic::{Request, Response, Status};
 
-use crate::bucket::Hits;
+use crate::bucket::{Hits, Limit};
 use crate::clock::{self, Micros};
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdict};
 use crate::limiter::{Limiter, Names};
@@ -54,6 +54,8 @@ pub struct Service {
     rules: CurrentRules,
     limiter: Arc<Limiter>,
     options: Options,
+    /// The store in Redis that limits of a second are in, where the rules do not say otherwise.
+    per_second: Option<String>,
     metrics: Arc<Metrics>,
 }
 
@@ -118,7 +120,14 @@ impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
     pub fn new(rules: CurrentRules, limiter: Arc<Limiter>, options: Options, metrics: Arc<Metrics>) -> Self {
-        Self { rules, limiter, options, metrics }
+        Self { rules, limiter, options, per_second: None, metrics }
+    }
+
+    /// The same, with the limits of a second in the store in Redis of this name, where the rules do not say otherwise.
+    #[must_use]
+    pub fn with_per_second(mut self, store: Option<String>) -> Self {
+        self.per_second = store;
+        self
     }
 
     /// Answers one request, and counts what comes of it.
@@ -185,6 +194,13 @@ impl Service {
         Ok(plan)
     }
 
+    /// The store in Redis that the buckets of a limit are in, if that has a name.
+    fn store_of<'s>(&'s self, domain: Option<&'s Domain>, limit: &Limit) -> Option<&'s str> {
+        const SECOND: Micros = 1_000_000;
+        let of_domain = domain.and_then(Domain::redis);
+        of_domain.or_else(|| self.per_second.as_deref().filter(|_| limit.window() == SECOND))
+    }
+
     fn mode(&self, mode: Mode) -> Mode {
         match mode {
             _ if self.options.shadow_mode => Mode::Shadow,
@@ -223,7 +239,7 @@ impl Service {
             });
             plan.limits.push(LimitSource::Rule(rule_limit));
             if self.limiter.memory().is_none() {
-                let mut name = NameBuilder::new(domain);
+                let mut name = NameBuilder::in_store(self.store_of(plan.domain, &limit), domain);
                 identify(&mut name, descriptor, &rule.shared);
                 plan.names.push(name.limit(rule_limit.limit_id.as_bytes()));
             }
@@ -257,7 +273,7 @@ impl Service {
         });
         plan.limits.push(LimitSource::Request(limit));
         if self.limiter.memory().is_none() {
-            let mut name = NameBuilder::new(domain);
+            let mut name = NameBuilder::in_store(self.store_of(plan.domain, &limit.limit()), domain);
             identify(&mut name, descriptor, &[]);
             plan.names.push(name.limit_override(unit));
         }

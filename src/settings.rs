@@ -13,7 +13,7 @@ use crate::serve::Endpoint;
 mod redis;
 mod serving;
 
-pub use redis::{RedisFiles, RedisTuning, RedisUrl};
+pub use redis::{RedisFiles, RedisStores, RedisTuning, RedisUrl};
 pub use serving::Serving;
 
 /// Settings of `weir serve`.
@@ -55,6 +55,10 @@ pub struct Settings {
     /// What files say of that Redis.
     #[command(flatten)]
     pub redis_files: RedisFiles,
+
+    /// More of them.
+    #[command(flatten)]
+    pub redis_named: RedisStores,
 
     /// How that Redis is used.
     #[command(flatten)]

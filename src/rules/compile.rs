@@ -43,6 +43,7 @@ struct Read {
 struct Common<'f> {
     tiers: Tiers<'f>,
     on_redis_failure: Option<(OnRedisFailure, Source)>,
+    redis: Option<(String, Source)>,
 }
 
 /// The levels above a rule, and its own.
@@ -107,7 +108,9 @@ impl Compiler {
                 // Not to be used; its rules are looked at all the same.
                 scope.file(&mut Domain::default(), file);
             } else {
-                scope.file(domains.entry(name.into()).or_default(), file);
+                let domain = domains.entry(name.into()).or_default();
+                domain.redis = common.redis.clone();
+                scope.file(domain, file);
             }
         }
         domains.values_mut().for_each(|domain| domain.root.prepare());
@@ -120,6 +123,7 @@ impl<'f> Common<'f> {
     /// Adds what a file says of its domain as a whole.
     fn add(&mut self, file: &'f File, scope: &Scope<'_>) {
         once(&mut self.on_redis_failure, &file.on_redis_failure, "on_redis_failure", scope.problems);
+        once(&mut self.redis, &file.redis, "redis", scope.problems);
         self.tiers.add_tiers(file, scope);
     }
 

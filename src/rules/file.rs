@@ -20,6 +20,7 @@ pub(super) struct File {
     pub(super) domain: Field<String>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
+    pub(super) redis: Field<String>,
     pub(super) tiers: Field<BTreeMap<String, Field<TierLimits>>>,
     pub(super) subjects: Field<BTreeMap<String, Field<Subject>>>,
 }
@@ -184,7 +185,7 @@ const LONGEST_WORD: usize = 64;
 /// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     const KEYS: [(&str, &[&str]); 4] = [
-        ("at the top of the file", &["domain", "tiers", "subjects"]),
+        ("at the top of the file", &["domain", "redis", "tiers", "subjects"]),
         (
             "in the descriptor, beside `key`",
             &[

@@ -39,6 +39,8 @@ pub struct Entry<'a> {
 #[derive(Debug, Default)]
 pub struct Domain {
     pub(super) root: Branch,
+    /// The store in Redis that its buckets are in, and where that is written.
+    pub(super) redis: Option<(String, Source)>,
     /// Counts descriptors that meet no limit.
     pub unmatched: Arc<Counter>,
     /// Counts what limits decide that requests bring along.
@@ -116,6 +118,12 @@ pub(super) enum Matched {
 }
 
 impl Domain {
+    /// The store in Redis that its buckets are in, if it names one.
+    #[must_use]
+    pub fn redis(&self) -> Option<&str> {
+        self.redis.as_ref().map(|(name, _)| name.as_str())
+    }
+
     /// The rule whose limit applies to a descriptor, if there is one.
     #[must_use]
     pub fn find(&self, entries: &[Entry<'_>]) -> Option<&Rule> {

@@ -27,6 +27,8 @@ pub use follow::Following;
 pub struct Watch {
     path: PathBuf,
     clock: Clock,
+    /// The stores in Redis that a domain may name; any, where there is no Redis.
+    stores: Option<Vec<String>>,
     current: Arc<ArcSwapOption<RuleSet>>,
     status: watch::Sender<Arc<Status>>,
     /// Rings when somebody wants the rules looked at.
@@ -97,11 +99,19 @@ impl Watch {
         Self {
             path: path.to_owned(),
             clock,
+            stores: None,
             current: Arc::default(),
             status: watch::Sender::default(),
             asked: Notify::new(),
             judged: Mutex::default(),
         }
+    }
+
+    /// The same, for rules whose domains may name these stores in Redis and no others.
+    #[must_use]
+    pub fn with_stores(mut self, names: Option<Vec<String>>) -> Self {
+        self.stores = names;
+        self
     }
 
     /// The set in force; empty until one has been loaded.
@@ -160,7 +170,11 @@ impl Watch {
             }
             return Ok(());
         }
-        match files.compile(self.clock.now()) {
+        let checked = files.compile(self.clock.now()).and_then(|set| match &self.stores {
+            Some(known) => set.in_stores(known),
+            None => Ok(set),
+        });
+        match checked {
             Ok(set) => {
                 self.put_in_force(set, files, &mut judged);
                 Ok(())

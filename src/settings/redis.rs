@@ -55,6 +55,46 @@ pub struct RedisFiles {
     pub redis_key: Option<PathBuf>,
 }
 
+/// Other Redises beside the first.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RedisStores {
+    /// Another Redis, which a domain's `redis: NAME` or --redis-per-second puts buckets in; may be given several times
+    ///
+    /// The URL is as of --redis, and names its files itself: `fast=redis://host?password_file=/run/secrets/fast`. Of
+    /// several in the variable, spaces stand in between.
+    #[arg(
+        long,
+        env = "WEIR_REDIS_STORE",
+        value_name = "NAME=URL",
+        requires = "redis",
+        hide_env_values = true,
+        value_delimiter = ' '
+    )]
+    pub redis_store: Vec<RedisUrl>,
+
+    /// The --redis-store that limits of a second are in, where their domain does not name another one
+    #[arg(long, env = "WEIR_REDIS_PER_SECOND", value_name = "NAME", requires = "redis")]
+    pub redis_per_second: Option<String>,
+}
+
+/// A store's name and URL. Read here and not by the command line's parser, which would show what it does not understand.
+fn named_url(RedisUrl(text): &RedisUrl) -> Result<(&str, &str), String> {
+    let plain = |name: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        (1..=32).contains(&name.len()) && name.bytes().all(allowed)
+    };
+    match text.split_once('=') {
+        Some((DEFAULT_STORE, _)) => {
+            Err(format!("--redis-store: `{DEFAULT_STORE}` is what the one of --redis is called"))
+        }
+        Some(named) if plain(named.0) => Ok(named),
+        _ => Err("--redis-store: write name=URL; a name is up to 32 letters, digits, `-` and `_`".into()),
+    }
+}
+
+/// What metrics call the store that has no name.
+const DEFAULT_STORE: &str = "default";
+
 /// The numbers of how a Redis is used.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RedisTuning {
@@ -158,6 +198,37 @@ impl Settings {
         };
         let parse = |RedisUrl(url): &RedisUrl| Target::parse(url, &files);
         self.redis.as_ref().map(parse).transpose().map_err(|error| format!("--redis: {error}"))
+    }
+
+    /// The other ones, by name.
+    ///
+    /// # Errors
+    /// When one makes no sense, is there twice, or is wanted and not there, in a line.
+    pub fn redis_stores(&self) -> Result<Vec<(String, Target)>, String> {
+        let RedisStores { redis_store, redis_per_second } = &self.redis_named;
+        let mut stores: Vec<(String, Target)> = Vec::new();
+        for store in redis_store {
+            let (name, url) = named_url(store)?;
+            if stores.iter().any(|(other, _)| other == name) {
+                return Err(format!("--redis-store: there are two called `{name}`"));
+            }
+            let target = Target::parse(url, &Files::default())
+                .map_err(|error| format!("--redis-store {name}: {error}"))?;
+            stores.push((name.to_owned(), target));
+        }
+        match redis_per_second {
+            Some(name) if !stores.iter().any(|(other, _)| other == name) => {
+                Err(format!("--redis-per-second: no --redis-store is called `{name}`"))
+            }
+            _ => Ok(stores),
+        }
+    }
+
+    /// What rules may call them; `None` where there is no Redis at all.
+    #[must_use]
+    pub fn redis_store_names(&self) -> Option<Vec<String>> {
+        let names = self.redis_named.redis_store.iter().filter_map(|store| named_url(store).ok());
+        self.redis.as_ref().map(|_| names.map(|(name, _)| name.to_owned()).collect())
     }
 
     /// How that is used.

@@ -5,6 +5,8 @@
 //! signs is written as `%` and two hex digits, as are braces (by which a client could choose its Cluster slot), spaces
 //! and all that is not printable ASCII: so a name can be read, and is that of one bucket only. A name that would become
 //! too long ends in `#` and the SHA-256 of what it would have been.
+//!
+//! In a store that has a name, `weir@name:` stands in place of `weir:`: a bucket's name says where it is.
 
 use std::fmt::Write as _;
 
@@ -27,6 +29,8 @@ const LONGEST_DOMAIN: usize = 64;
 #[must_use]
 pub struct NameBuilder {
     name: String,
+    /// Where the prefix ends.
+    prefix: usize,
     /// Where the domain ends.
     domain: usize,
 }
@@ -34,9 +38,15 @@ pub struct NameBuilder {
 impl NameBuilder {
     /// Begins the name of a bucket in `domain`.
     pub fn new(domain: &str) -> Self {
-        let mut name = PREFIX.to_owned();
+        Self::in_store(None, domain)
+    }
+
+    /// The same, in the store of this name.
+    pub fn in_store(store: Option<&str>, domain: &str) -> Self {
+        let mut name = store.map_or_else(|| PREFIX.to_owned(), prefix);
+        let prefix = name.len();
         escape(&mut name, domain.as_bytes());
-        Self { domain: name.len(), name }
+        Self { domain: name.len(), prefix, name }
     }
 
     /// Ends with the id of a rule's limit.
@@ -58,10 +68,10 @@ impl NameBuilder {
     fn end(mut self) -> Bytes {
         if self.name.len() > LONGEST {
             let digest = Sha256::digest(self.name.as_bytes());
-            self.name.truncate(if self.domain <= PREFIX.len() + LONGEST_DOMAIN {
+            self.name.truncate(if self.domain <= self.prefix + LONGEST_DOMAIN {
                 self.domain
             } else {
-                PREFIX.len()
+                self.prefix
             });
             self.name.push('#');
             for byte in digest {
@@ -71,6 +81,14 @@ impl NameBuilder {
         }
         self.name.into()
     }
+}
+
+/// How names begin in the store of this name.
+pub(super) fn prefix(store: &str) -> String {
+    let mut prefix = "weir@".to_owned();
+    escape(&mut prefix, store.as_bytes());
+    prefix.push(':');
+    prefix
 }
 
 impl Identity for NameBuilder {
@@ -176,5 +194,16 @@ mod tests {
         assert!(long(b'a').starts_with(b"weir:api#"));
         assert_ne!(long(b'a'), long(b'b'));
         assert_eq!(long(b'a'), long(b'a'));
+    }
+
+    #[test]
+    fn a_name_in_a_named_store_says_so_also_when_it_is_cut_short() {
+        let in_store = |value: &[u8]| {
+            let mut builder = NameBuilder::in_store(Some("fast"), "api");
+            builder.entry(b"k", value);
+            builder.limit(b"second")
+        };
+        assert_eq!(in_store(b"v"), "weir@fast:api|k=v|second");
+        assert!(in_store(&[b'x'; 300]).starts_with(b"weir@fast:api#"));
     }
 }

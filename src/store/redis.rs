@@ -6,6 +6,9 @@
 //! is not applied twice. In a Cluster ([`cluster`]) there is such a node for each server that has slots, and a batch is a
 //! script run for each slot, since a script may only touch one; they go to a server in one message.
 //!
+//! There may be other stores beside the first, each with a name and servers of its own; what a bucket is called says which of
+//! them it is in.
+//!
 //! Connecting is done in the background, with growing pauses; no call waits for it. A call that Redis does not answer
 //! before its deadline fails with a [`Failure`], whether or not its charge has landed; what became of it can be learned
 //! later.
@@ -47,21 +50,65 @@ use sentinel::Sentinels;
 
 /// Buckets that a request can be decided on at once: all of one server, or those of one slot of a Cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Part(u16);
+pub struct Part {
+    /// 0 for the store without a name, and then by one more for each that has one.
+    store: u8,
+    slot: u16,
+}
 
 impl Part {
     /// The part of all buckets, where there is only one.
-    pub const ONLY: Self = Self(0);
+    pub const ONLY: Self = Self::of_slot(0);
+
+    const fn of_slot(slot: u16) -> Self {
+        Self { store: 0, slot }
+    }
 }
 
-/// A Redis that buckets are kept in.
+/// What buckets are kept in: a Redis, and others that have names, each with connections of its own.
 #[derive(Debug)]
-pub struct RedisStore(Topology);
+pub struct RedisStore {
+    default: Topology,
+    named: Vec<Named>,
+}
+
+/// A store that buckets are in whose names begin with `prefix`.
+#[derive(Debug)]
+struct Named {
+    name: Box<str>,
+    prefix: Box<[u8]>,
+    topology: Topology,
+}
+
+/// What a store is called that has no name.
+const DEFAULT: &str = "default";
 
 #[derive(Debug)]
 enum Topology {
     One(Arc<Node>),
     Cluster(Cluster),
+}
+
+impl Topology {
+    fn open(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
+        let process = getrandom::u64()?;
+        let one = |resolver| Self::One(Node::new(resolver, tuning, process));
+        Ok(match target.clone() {
+            Target::Server(address) => one(Resolver::fixed(address)),
+            Target::Sentinels { service, sentinels, server } => {
+                let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
+                one(Resolver::Sentinels(Arc::new(sentinels)))
+            }
+            Target::Cluster(seeds) => Self::Cluster(Cluster::open(seeds, tuning, process)),
+        })
+    }
+
+    fn nodes(&self) -> Vec<Arc<Node>> {
+        match self {
+            Self::One(node) => vec![Arc::clone(node)],
+            Self::Cluster(cluster) => cluster.nodes(),
+        }
+    }
 }
 
 impl RedisStore {
@@ -70,31 +117,52 @@ impl RedisStore {
     /// # Errors
     /// When the system has no randomness to give for this process's name.
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
-        let process = getrandom::u64()?;
-        let one = |resolver| Topology::One(Node::new(resolver, tuning, process));
-        Ok(Self(match target.clone() {
-            Target::Server(address) => one(Resolver::fixed(address)),
-            Target::Sentinels { service, sentinels, server } => {
-                let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
-                one(Resolver::Sentinels(Arc::new(sentinels)))
-            }
-            Target::Cluster(seeds) => Topology::Cluster(Cluster::open(seeds, tuning, process)),
-        }))
+        Ok(Self { default: Topology::open(target, tuning)?, named: Vec::new() })
+    }
+
+    /// Uses another Redis besides, for the buckets whose names say that they are in the store of this name.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn with_store(
+        mut self,
+        name: &str,
+        target: &Target,
+        tuning: Tuning,
+    ) -> Result<Self, getrandom::Error> {
+        let prefix = super::name::prefix(name).into_bytes().into();
+        self.named.push(Named { name: name.into(), prefix, topology: Topology::open(target, tuning)? });
+        Ok(self)
     }
 
     /// Where the bucket of this name is. A request is decided at once when its buckets are all in one part.
     #[must_use]
     pub fn part_of(&self, name: &[u8]) -> Part {
-        match &self.0 {
-            Topology::One(_) => Part::ONLY,
-            Topology::Cluster(_) => Part(slots::slot_of(name)),
+        let named = self.named.iter().position(|store| name.starts_with(&store.prefix));
+        let store = named.and_then(|place| u8::try_from(place + 1).ok()).unwrap_or(0);
+        let slot = match self.topology(store) {
+            Some(Topology::Cluster(_)) => slots::slot_of(name),
+            Some(Topology::One(_)) | None => 0,
+        };
+        Part { store, slot }
+    }
+
+    fn topology(&self, store: u8) -> Option<&Topology> {
+        match store.checked_sub(1) {
+            None => Some(&self.default),
+            Some(place) => self.named.get(usize::from(place)).map(|store| &store.topology),
         }
+    }
+
+    fn topologies(&self) -> impl Iterator<Item = (&str, &Topology)> {
+        let named = self.named.iter().map(|store| (&*store.name, &store.topology));
+        std::iter::once((DEFAULT, &self.default)).chain(named)
     }
 
     /// The server that a part is on, if that is known.
     #[must_use]
     pub fn node(&self, part: Part) -> Option<Arc<Node>> {
-        match &self.0 {
+        match self.topology(part.store)? {
             Topology::One(node) => Some(Arc::clone(node)),
             Topology::Cluster(cluster) => cluster.node(part),
         }
@@ -103,10 +171,12 @@ impl RedisStore {
     /// All servers that are known.
     #[must_use]
     pub fn nodes(&self) -> Vec<Arc<Node>> {
-        match &self.0 {
-            Topology::One(node) => vec![Arc::clone(node)],
-            Topology::Cluster(cluster) => cluster.nodes(),
-        }
+        self.topologies().flat_map(|(_, topology)| topology.nodes()).collect()
+    }
+
+    /// The same by store: what each is called, and its servers.
+    pub fn stores(&self) -> impl Iterator<Item = (&str, Vec<Arc<Node>>)> {
+        self.topologies().map(|(name, topology)| (name, topology.nodes()))
     }
 
     /// Decides a request, whose charges are on the buckets of these names, in order; all of them are in `part`.
@@ -129,10 +199,10 @@ impl RedisStore {
     /// Whether there is a connection, to any of its servers.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        match &self.0 {
+        self.topologies().any(|(_, topology)| match topology {
             Topology::One(node) => node.is_connected(),
             Topology::Cluster(cluster) => cluster.is_connected(),
-        }
+        })
     }
 
     /// Requests that the script and the arithmetic here decided differently. Not 0 means an error in one of them.

@@ -22,5 +22,6 @@ mod reload;
 mod sentinel;
 mod serving;
 mod shipped;
+mod stores;
 mod tiers;
 mod wire;

@@ -116,7 +116,7 @@ impl Cluster {
     }
 
     /// The node that has a slot, if that is known.
-    pub(super) fn node(&self, Part(slot): Part) -> Option<Arc<Node>> {
+    pub(super) fn node(&self, Part { slot, .. }: Part) -> Option<Arc<Node>> {
         let node = self.shared.map.load().node(slot).map(Arc::clone);
         if node.is_none() {
             self.shared.may_be_stale();

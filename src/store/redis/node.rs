@@ -133,7 +133,7 @@ impl Node {
         };
         let name = self.probe_name(slot);
         let charges = SmallVec::from_elem(NamedCharge { charge: probe(), name }, 1);
-        let part = slot.map_or(Part::ONLY, Part);
+        let part = slot.map_or(Part::ONLY, Part::of_slot);
         match self.ask(part, charges, clock::instant() + within).await {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
@@ -345,7 +345,7 @@ impl Node {
     }
 
     /// Where a lane notes its last batch of a part.
-    fn note<'l>(&self, lane: &'l Lane, Part(slot): Part) -> Cow<'l, [u8]> {
+    fn note<'l>(&self, lane: &'l Lane, Part { slot, .. }: Part) -> Cow<'l, [u8]> {
         if self.member.is_none() {
             return Cow::Borrowed(&lane.note);
         }
