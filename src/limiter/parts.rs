@@ -109,19 +109,48 @@ pub(super) fn conclude(
     (decision, refunds)
 }
 
-/// What a charge has taken, if it fitted.
-fn taken(charge: &Charge, verdict: &Verdict) -> Option<u64> {
-    match charge.hits {
-        Hits::Take(tokens) if verdict.outcome == Outcome::Fits => Some(tokens),
-        _ => None,
+impl Piece {
+    /// The charges on a bucket, what each came to, and how the bucket was left by it.
+    fn of<'a>(
+        &'a self,
+        bucket: BucketKey,
+        decision: &'a Decision,
+    ) -> impl DoubleEndedIterator<Item = (&'a Charge, &'a Verdict)> {
+        self.charges.iter().zip(&decision.verdicts).filter(move |(charge, _)| charge.bucket == bucket)
+    }
+
+    /// What has been taken of a bucket, and is to be given back.
+    ///
+    /// In a request that also gives back to the same bucket, part of that may have found nothing to give back to once the
+    /// rest is undone. Where more has landed after it, it cannot be told any more: then so much less is returned, because
+    /// too much would be admitted otherwise.
+    fn taken(&self, bucket: BucketKey, decision: &Decision) -> u64 {
+        let (mut taken, mut given, mut landed_after) = (0_u64, 0_u64, false);
+        for (charge, verdict) in self.of(bucket, decision) {
+            match charge.hits {
+                Hits::Take(tokens) if verdict.outcome == Outcome::Fits => {
+                    taken = taken.saturating_add(tokens)
+                }
+                Hits::Take(_) | Hits::Peek => {}
+                Hits::GiveBack(tokens) | Hits::Refund { tokens, .. } if taken > 0 => {
+                    given = given.saturating_add(tokens);
+                }
+                _ => landed_after |= given > 0,
+            }
+        }
+        if landed_after { taken.saturating_sub(given) } else { taken }
     }
 }
 
 /// Exactly what a piece has taken: of windows, as long as it counts there.
 fn refund(piece: &Piece, decision: &Decision) -> Option<Refund> {
     let mut refund = Refund::default();
-    for ((charge, name), verdict) in piece.charges.iter().zip(&piece.names).zip(&decision.verdicts) {
-        if let Some(tokens) = taken(charge, verdict) {
+    for (charge, name) in piece.charges.iter().zip(&piece.names) {
+        if refund.charges.iter().any(|other| other.bucket == charge.bucket) {
+            continue;
+        }
+        let tokens = piece.taken(charge.bucket, decision);
+        if tokens > 0 {
             let hits = Hits::Refund { tokens, taken: decision.at };
             refund.charges.push(Charge { hits, mode: Mode::Shadow, ..*charge });
             refund.names.push(name.clone());
@@ -132,13 +161,11 @@ fn refund(piece: &Piece, decision: &Decision) -> Option<Refund> {
 
 /// Shows of a piece's buckets what is left of them when they have got back what was taken.
 fn show_refunded(piece: &Piece, decision: &Decision, verdicts: &mut Verdicts) {
-    let of = |bucket: BucketKey| {
-        piece.charges.iter().zip(&decision.verdicts).filter(move |(charge, _)| charge.bucket == bucket)
-    };
     for (place, charge) in piece.places.iter().zip(&piece.charges) {
-        let tokens: u64 = of(charge.bucket).filter_map(|(charge, verdict)| taken(charge, verdict)).sum();
+        let tokens = piece.taken(charge.bucket, decision);
         // How the last charge left it, which is how it was left.
-        if let (Some((_, last)), Some(verdict)) = (of(charge.bucket).next_back(), verdicts.get_mut(*place)) {
+        let last = piece.of(charge.bucket, decision).next_back();
+        if let (Some((_, last)), Some(verdict)) = (last, verdicts.get_mut(*place)) {
             (verdict.remaining, verdict.full_in) = refunded(charge, last, tokens);
         }
     }
