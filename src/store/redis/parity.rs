@@ -375,7 +375,7 @@ fn a_bucket_of_windows_expires_when_it_counts_nothing_any_more_and_a_debt_when_i
 
 #[test]
 fn the_script_knows_the_calendar_day_by_day() {
-    let mut fixture = Fixture::start();
+    let mut fixture = Fixture::start().without_expiry();
     let requests = NonZeroU32::new(1).unwrap();
     let day = 24 * HOUR;
     let units = [(7, Calendar::Week), (30, Calendar::Month), (365, Calendar::Year)];
