@@ -212,6 +212,7 @@ fn service(c: &mut Criterion) {
             max_debt: 10.0,
             dynamic_metadata: false,
             near_limit: 0.8,
+            ..Options::default()
         },
         Arc::default(),
     );

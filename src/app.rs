@@ -152,6 +152,7 @@ impl App {
                 max_debt: settings.max_debt,
                 dynamic_metadata: settings.dynamic_metadata,
                 near_limit: settings.near_limit,
+                headers: settings.headers.clone(),
             },
             Arc::clone(&metrics),
         );

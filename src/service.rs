@@ -11,12 +11,12 @@ use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
 use tonic::{Request, Response, Status};
 
-use crate::bucket::{Hits, Limit};
+use crate::bucket::{Hits, Limit, Outcome};
 use crate::clock::{self, Micros};
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdict};
 use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
-use crate::rules::{Allowance, Domain, Entry, Resolved, Rule, RuleLimit, RuleSet};
+use crate::rules::{Allowance, Denial, Domain, Entry, Headers, Resolved, Rule, RuleLimit, RuleSet};
 use crate::serve::{Policy, Shed};
 use crate::store::{Identity, KeySeed, NameBuilder};
 use crate::telemetry::Metrics;
@@ -24,6 +24,7 @@ use crate::telemetry::Metrics;
 mod convert;
 mod count;
 mod headers;
+mod metadata;
 pub(crate) mod trial;
 
 pub use convert::Override;
@@ -32,7 +33,7 @@ pub use convert::Override;
 pub type CurrentRules = Arc<ArcSwapOption<RuleSet>>;
 
 /// What of the service can be set.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// Descriptors that one request may have.
     pub max_descriptors: usize,
@@ -46,6 +47,8 @@ pub struct Options {
     pub dynamic_metadata: bool,
     /// The share of a burst from which on metrics call a limit near.
     pub near_limit: f64,
+    /// Headers that tell of limits, where a domain does not choose its own.
+    pub headers: Headers,
 }
 
 /// The service.
@@ -90,16 +93,55 @@ struct Plan<'r> {
     domain: Option<&'r Domain>,
 }
 
+/// A charge, the verdict on it and where its limit is from.
+#[derive(Clone, Copy)]
+struct Charged<'p, 'r> {
+    charge: &'p Charge,
+    verdict: &'p Verdict,
+    limit: LimitSource<'r>,
+}
+
 impl<'r> Plan<'r> {
-    /// The charges of a descriptor, each with its limit and the verdict on it.
+    /// All charges.
+    fn all_charged<'p>(&'p self, decision: &'p Decision) -> impl Iterator<Item = Charged<'p, 'r>> {
+        let charges = self.charges.iter().zip(&decision.verdicts).zip(&self.limits);
+        charges.map(|((charge, verdict), limit)| Charged { charge, verdict, limit: *limit })
+    }
+
+    /// The charges of a descriptor.
     fn charged<'p>(
         &'p self,
         of: &Range<usize>,
         decision: &'p Decision,
-    ) -> impl Iterator<Item = (&'p Charge, &'p Verdict, LimitSource<'r>)> {
-        let charges = self.charges.iter().zip(&decision.verdicts).zip(&self.limits);
-        charges.map(|((charge, verdict), limit)| (charge, verdict, *limit)).skip(of.start).take(of.len())
+    ) -> impl Iterator<Item = Charged<'p, 'r>> {
+        self.all_charged(decision).skip(of.start).take(of.len())
     }
+}
+
+impl<'r> Charged<'_, 'r> {
+    /// Whether it fits, and reaches the rule's `warn_at`. Nobody is warned with a denial.
+    fn warns(&self) -> bool {
+        let LimitSource::Rule(RuleLimit { warn_at: Some(share), .. }) = self.limit else { return false };
+        let burst = self.charge.limit.burst();
+        let used = burst - f64::from(self.verdict.remaining);
+        self.verdict.outcome == Outcome::Fits && used >= burst * share
+    }
+
+    /// What the client gets, if this is among what denies.
+    fn denial(&self) -> Option<&'r Denial> {
+        let is_over = self.verdict.outcome != Outcome::Fits && self.charge.mode != Mode::Shadow;
+        match self.limit {
+            LimitSource::Rule(limit) if is_over => limit.denial.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Of some charges the one whose limit is tightest; the first of several.
+fn tightest<'p, 'r>(charged: impl Iterator<Item = Charged<'p, 'r>>) -> Option<Charged<'p, 'r>> {
+    charged.reduce(|shown, other| {
+        if convert::tightness(other.verdict) < convert::tightness(shown.verdict) { other } else { shown }
+    })
 }
 
 /// Tells the entries of a bucket's identity; `shared` says where a pattern stands in for a value.
@@ -114,6 +156,14 @@ fn identify(
             _ => identity.entry(key, value),
         }
     }
+}
+
+/// Whether a caller is among so many of a hundred: the same ones every time and in every process, whatever limit it is.
+fn is_among(percent: u32, domain: &str, descriptor: &convert::Descriptor<'_>, rule: &Rule) -> bool {
+    let mut key = KeySeed::fixed(0).key(domain);
+    identify(&mut key, descriptor, &rule.shared);
+    let BucketKey(hash) = key.limit(b"enforce_percent");
+    hash % 100 < u128::from(percent)
 }
 
 impl Service {
@@ -219,6 +269,11 @@ impl Service {
     ) -> Asked<'r> {
         let first = plan.charges.len();
         let mut unlimited = None;
+        let mode = match rule.enforce_percent {
+            100.. => self.mode(rule.mode),
+            percent if is_among(percent, domain, descriptor, rule) => self.mode(rule.mode),
+            _ => Mode::Shadow,
+        };
         let mut key = self.limiter.keys().key(domain);
         identify(&mut key, descriptor, &rule.shared);
         for (rule_limit, since) in rule.met(&descriptor.entries) {
@@ -234,7 +289,7 @@ impl Service {
                 rule: rule_limit.id,
                 limit: limit.since(limit.in_force_since().max(since)).with_max_debt(self.options.max_debt),
                 hits: rule.cost_of(descriptor.hits),
-                mode: self.mode(rule.mode),
+                mode,
                 on_redis_failure: rule.on_redis_failure,
             });
             plan.limits.push(LimitSource::Rule(rule_limit));
@@ -285,40 +340,43 @@ impl Service {
         plan: &Plan<'_>,
         decision: &Decision,
     ) -> RateLimitResponse {
-        let Plan { asked, charges, .. } = plan;
-        let statuses: Vec<DescriptorStatus> = asked
+        // Of each descriptor's limits, the one that denied, or else the one with the least left.
+        let shown: SmallVec<[Option<Charged<'_, '_>>; 4]> = plan
+            .asked
             .iter()
             .map(|asked| match asked {
-                Asked::Nothing => convert::no_limit(),
-                Asked::Unlimited { .. } => convert::unlimited(),
-                Asked::Charges { of, .. } => {
-                    // The one that denied, or else the one with the least left.
-                    let shown = plan.charged(of, decision).reduce(|shown, other| {
-                        if convert::tightness(other.1) < convert::tightness(shown.1) { other } else { shown }
-                    });
-                    shown.map_or_else(convert::no_limit, |(charge, verdict, limit)| {
-                        convert::status(charge, verdict, convert::current_limit(limit))
-                    })
-                }
+                Asked::Nothing | Asked::Unlimited { .. } => None,
+                Asked::Charges { of, .. } => tightest(plan.charged(of, decision)),
             })
             .collect();
+        let status = |(asked, shown): (&Asked<'_>, &Option<Charged<'_, '_>>)| match (asked, shown) {
+            (Asked::Unlimited { .. }, _) => convert::unlimited(),
+            (_, None) => convert::no_limit(),
+            (_, Some(Charged { charge, verdict, limit })) => {
+                convert::status(charge, verdict, convert::current_limit(*limit))
+            }
+        };
+        let statuses: Vec<DescriptorStatus> = plan.asked.iter().zip(&shown).map(status).collect();
         let code = if decision.denied { Code::OverLimit } else { Code::Ok };
         let with_metadata = self.options.dynamic_metadata && plan.domain.is_some();
-        let dynamic_metadata = with_metadata.then(|| {
-            let passed = asked.iter().zip(&statuses).filter(|(_, status)| status.code == i32::from(Code::Ok));
-            let metadata = passed.filter_map(|(asked, _)| match asked {
-                Asked::Charges { rule: Some(rule), .. } => rule.metadata.as_ref(),
-                _ => None,
-            });
-            convert::dynamic_metadata(request, metadata)
-        });
-        RateLimitResponse {
+        let dynamic_metadata =
+            with_metadata.then(|| metadata::of(request, plan, &shown, &statuses, decision.denied));
+        let headers =
+            plan.domain.and_then(|domain| domain.headers.as_deref()).unwrap_or(&self.options.headers);
+        let mut response = RateLimitResponse {
             overall_code: code.into(),
             statuses,
-            response_headers_to_add: headers::retry_after(charges, decision).into_iter().collect(),
+            response_headers_to_add: headers::of(headers, plan, decision),
             dynamic_metadata,
             ..RateLimitResponse::default()
+        };
+        if decision.denied
+            && let Some(denial) = plan.all_charged(decision).find_map(|charged| charged.denial())
+        {
+            response.raw_body = denial.body.to_vec();
+            response.response_headers_to_add.push(headers::content_type(denial));
         }
+        response
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 
-use crate::rules::Following;
+use crate::rules::{Following, Headers};
 use crate::serve::Endpoint;
 
 mod redis;
@@ -113,6 +113,13 @@ pub struct Settings {
     #[arg(long, env = "WEIR_DYNAMIC_METADATA", value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value = "false", default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub dynamic_metadata: bool,
+
+    /// Headers that tell clients of limits: none, draft, ratelimit or x-ratelimit
+    ///
+    /// `draft` is RateLimit and RateLimit-Policy as the IETF has them by now, `ratelimit` RateLimit-Limit, -Remaining and
+    /// -Reset, `x-ratelimit` the same with X- before them. Names can be changed: `x-ratelimit,limit=X-Quota`.
+    #[arg(long, env = "WEIR_HEADERS", value_name = "STYLE", default_value = "none")]
+    pub headers: Headers,
 
     /// Share of a limit from which on metrics count what is admitted as near the limit
     #[arg(long, env = "WEIR_NEAR_LIMIT", value_name = "SHARE", default_value = "0.8", value_parser = share)]

@@ -135,6 +135,12 @@ fn write_one(
             write_limit(text, name, entries, rule, limit)?;
         }
     }
+    if rule.enforce_percent < 100 {
+        writeln!(text, "  enforced: on {} callers of a hundred", rule.enforce_percent)?;
+    }
+    if let Some(share) = rule.all_limits().find_map(|limit| limit.warn_at) {
+        writeln!(text, "  warns: from {share} of it on")?;
+    }
     if rule.cost > 1 {
         writeln!(text, "  cost: a hit takes {} tokens", rule.cost)?;
     }

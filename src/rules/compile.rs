@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::file::{Descriptor, File};
+use super::file::{Descriptor, File, Share};
 use super::problem::{Path, Place, Problem, Problems};
+use super::reply::Headers;
 use super::rule::{Rule, Source};
 use super::tier::TIER_KEY;
 use super::tree::{Branch, Domain, Node};
@@ -17,6 +18,7 @@ use crate::decision::{Mode, OnRedisFailure, RuleId};
 
 mod limit;
 mod matcher;
+mod reply;
 mod tiers;
 
 use matcher::{Kind, Matcher};
@@ -44,6 +46,7 @@ struct Common<'f> {
     tiers: Tiers<'f>,
     on_redis_failure: Option<(OnRedisFailure, Source)>,
     redis: Option<(String, Source)>,
+    headers: Option<(Arc<Headers>, Source)>,
 }
 
 /// The levels above a rule, and its own.
@@ -124,6 +127,11 @@ impl<'f> Common<'f> {
     fn add(&mut self, file: &'f File, scope: &Scope<'_>) {
         once(&mut self.on_redis_failure, &file.on_redis_failure, "on_redis_failure", scope.problems);
         once(&mut self.redis, &file.redis, "redis", scope.problems);
+        let headers = match &file.headers {
+            Field::Given(place, choice) => Field::Given(*place, Arc::new(scope.headers(*place, choice))),
+            Field::Absent | Field::Broken => Field::Absent,
+        };
+        once(&mut self.headers, &headers, "headers", scope.problems);
         self.tiers.add_tiers(file, scope);
     }
 
@@ -170,6 +178,7 @@ impl<'f> Scope<'f> {
         }
         let path = Path::Key(&Path::Root, "descriptors");
         self.descriptors(&mut domain.root, &file.descriptors, &path, &mut Vec::new());
+        domain.headers = self.common.headers.as_ref().map(|(headers, _)| Arc::clone(headers));
     }
 
     fn descriptors(
@@ -281,6 +290,10 @@ impl<'f> Scope<'f> {
                 (is_true(&descriptor.quota_mode), "quota_mode"),
                 (is_true(&descriptor.overdraft), "overdraft"),
                 (descriptor.cost.place(), "cost"),
+                (descriptor.warn_at.place(), "warn_at"),
+                (descriptor.enforce_percent.place(), "enforce_percent"),
+                (descriptor.message.place(), "message"),
+                (descriptor.body.place(), "body"),
                 (descriptor.on_redis_failure.place(), "on_redis_failure"),
             ] {
                 if let Some(place) = place {
@@ -294,8 +307,18 @@ impl<'f> Scope<'f> {
             let message = "a hit costs at least 1: to let hits pass without a charge, remove the limit";
             self.problems.error(place, &Path::Key(path, "cost"), message);
         }
-        let limits = self.limits(descriptor, path, trail);
-        let by_tier = self.by_tier(descriptor, &limits, path, trail);
+        self.enforcement(descriptor, path);
+        let mut limits = self.limits(descriptor, path, trail);
+        let mut by_tier = self.by_tier(descriptor, &limits, path, trail);
+        let denial = self.denial(&descriptor.message, &descriptor.body, path);
+        let of_tiers =
+            by_tier.iter_mut().flat_map(|by_tier| &mut by_tier.tiers).flat_map(|tier| &mut tier.limits);
+        for limit in limits.iter_mut().chain(of_tiers) {
+            limit.warn_at = descriptor.warn_at.get().map(|Share(share)| *share);
+            if limit.denial.is_none() {
+                limit.denial.clone_from(&denial);
+            }
+        }
         if limits.is_empty() && by_tier.is_none() {
             return None;
         }
@@ -326,6 +349,7 @@ impl<'f> Scope<'f> {
             shared,
             cost: descriptor.cost.get().copied().unwrap_or(1),
             overdraft: is_true(&descriptor.overdraft),
+            enforce_percent: descriptor.enforce_percent.get().copied().unwrap_or(100),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
             told_values: told_values(trail, is_true(&descriptor.detailed_metric)),
@@ -337,6 +361,27 @@ impl<'f> Scope<'f> {
 fn told_values(trail: &Trail<'_>, all: bool) -> Box<[bool]> {
     let any = all || trail.iter().any(|level| level.told);
     if any { trail.iter().map(|level| all || level.told).collect() } else { Box::default() }
+}
+
+impl Scope<'_> {
+    /// Looks at whom a rule's limits are enforced on.
+    fn enforcement(&self, descriptor: &Descriptor, path: &Path<'_>) {
+        let Field::Given(place, percent) = descriptor.enforce_percent else { return };
+        let path = Path::Key(path, "enforce_percent");
+        if percent > 100 {
+            self.problems.error(
+                place,
+                &path,
+                format!("expected a percentage from 0 to 100, found {percent}"),
+            );
+        } else if is_true(&descriptor.shadow_mode) {
+            let message = "says nothing beside `shadow_mode: true`, which enforces it on nobody";
+            self.problems.warning(place, &path, message);
+        } else if is_true(&descriptor.share_threshold) {
+            let message = "all values share one bucket, so it is enforced on all of them or on none";
+            self.problems.warning(place, &path, message);
+        }
+    }
 }
 
 fn is_true(field: &Field<bool>) -> bool {

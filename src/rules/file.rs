@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use serde::{Deserialize, Deserializer, de};
 
 use super::problem::{Place, shorten};
+use super::reply::HeaderStyle;
 use super::yaml::{Any, Field, FromText, parse_whole, text_or};
 use crate::clock::Micros;
 use crate::decision::OnRedisFailure;
@@ -21,8 +22,93 @@ pub(super) struct File {
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
     pub(super) redis: Field<String>,
+    pub(super) headers: Field<HeaderChoice>,
     pub(super) tiers: Field<BTreeMap<String, Field<TierLimits>>>,
     pub(super) subjects: Field<BTreeMap<String, Field<Subject>>>,
+}
+
+/// Headers about limits: a map, or a style's name alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub(super) struct HeaderChoice {
+    pub(super) style: Field<HeaderStyle>,
+    ratelimit: Field<String>,
+    policy: Field<String>,
+    limit: Field<String>,
+    remaining: Field<String>,
+    reset: Field<String>,
+    retry_after: Field<String>,
+    warning: Field<String>,
+}
+
+impl HeaderChoice {
+    /// Headers by their keys, with the names that they are given.
+    pub(super) fn names(&self) -> [(&'static str, &Field<String>); 7] {
+        [
+            ("ratelimit", &self.ratelimit),
+            ("policy", &self.policy),
+            ("limit", &self.limit),
+            ("remaining", &self.remaining),
+            ("reset", &self.reset),
+            ("retry_after", &self.retry_after),
+            ("warning", &self.warning),
+        ]
+    }
+}
+
+impl<'de> Deserialize<'de> for HeaderChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or(deserializer)
+    }
+}
+
+impl<'de> FromText<'de> for HeaderChoice {
+    fn from_text(text: &str) -> Result<Self, String> {
+        // Its own place is that of the whole.
+        let style = Field::Given(Place::START, shorten(text).parse()?);
+        Ok(Self { style, ..Self::default() })
+    }
+
+    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for HeaderStyle {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        shorten(&String::deserialize(deserializer)?).parse().map_err(de::Error::custom)
+    }
+}
+
+/// The body of a denial.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Body {
+    pub(super) content_type: Field<String>,
+    pub(super) text: Field<String>,
+}
+
+/// A part of a whole, as `0.8` or `80%`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share(pub(super) f64);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let share = match text.strip_suffix('%') {
+            Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+            None => text.parse::<f64>(),
+        };
+        match share {
+            Ok(share) if share > 0.0 && share <= 1.0 => Ok(Self(share)),
+            _ => {
+                let text = shorten(&text);
+                let message =
+                    format!("expected a share above 0 and up to 1, such as 0.8 or 80%, found `{text}`");
+                Err(de::Error::custom(message))
+            }
+        }
+    }
 }
 
 /// The limits of a tier, by dimension.
@@ -50,6 +136,10 @@ pub(super) struct Descriptor {
     pub(super) tier_limit: Field<OneOrMany>,
     pub(super) cost: Field<u32>,
     pub(super) overdraft: Field<bool>,
+    pub(super) warn_at: Field<Share>,
+    pub(super) enforce_percent: Field<u32>,
+    pub(super) message: Field<String>,
+    pub(super) body: Field<Body>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) shadow_mode: Field<bool>,
@@ -94,6 +184,8 @@ pub(super) struct RateLimit {
     pub(super) algorithm: Field<Algorithm>,
     pub(super) unlimited: Field<bool>,
     pub(super) replaces: Field<Vec<Field<Replaces>>>,
+    pub(super) message: Field<String>,
+    pub(super) body: Field<Body>,
 }
 
 impl<'de> Deserialize<'de> for RateLimit {
@@ -184,8 +276,8 @@ const LONGEST_WORD: usize = 64;
 
 /// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
-    const KEYS: [(&str, &[&str]); 4] = [
-        ("at the top of the file", &["domain", "redis", "tiers", "subjects"]),
+    const KEYS: [(&str, &[&str]); 5] = [
+        ("at the top of the file", &["domain", "redis", "tiers", "subjects", "headers"]),
         (
             "in the descriptor, beside `key`",
             &[
@@ -199,6 +291,8 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
                 "tier_limit",
                 "cost",
                 "overdraft",
+                "warn_at",
+                "enforce_percent",
                 "shadow_mode",
                 "quota_mode",
                 "detailed_metric",
@@ -211,6 +305,7 @@ pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
             "in `rate_limit`",
             &["unit", "requests_per_unit", "burst", "algorithm", "unlimited", "replaces", "name"],
         ),
+        ("in `rate_limit`, or in a descriptor beside `key`", &["message", "body"]),
         ("at the top of the file, or in a descriptor beside `key`", &["descriptors", "on_redis_failure"]),
     ];
     if key.len() > LONGEST_WORD {

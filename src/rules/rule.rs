@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::file::Unit;
 use super::problem::Place;
+use super::reply::Denial;
 use super::tier::{ByTier, OnTier};
 use super::tree::Entry;
 use super::yaml::Any;
@@ -51,6 +52,8 @@ pub struct Rule {
     pub cost: u32,
     /// Whether hits are charged after the fact: they land also when there is no room, as debt.
     pub overdraft: bool,
+    /// On how many of a hundred callers it is enforced; it is in shadow mode for the others.
+    pub enforce_percent: u32,
     /// What is answered where a shared store has no answer, if that is not the process's default.
     pub on_redis_failure: Option<OnRedisFailure>,
     /// What goes into the response's dynamic metadata.
@@ -74,6 +77,10 @@ pub struct RuleLimit {
     pub limit_id: Box<str>,
     /// Names of limits that do not apply where this one does.
     pub replaces: Box<[Box<str>]>,
+    /// The share of it from which on callers are warned.
+    pub warn_at: Option<f64>,
+    /// What a client gets whom it denies.
+    pub denial: Option<Arc<Denial>>,
     /// Counts what it decides.
     pub tally: Tally,
 }

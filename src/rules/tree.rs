@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::reply::Headers;
 use super::rule::{Rule, Source};
 use crate::telemetry::instrument::Counter;
 use crate::telemetry::tally::Tally;
@@ -41,6 +42,8 @@ pub struct Domain {
     pub(super) root: Branch,
     /// The store in Redis that its buckets are in, and where that is written.
     pub(super) redis: Option<(String, Source)>,
+    /// Headers that tell of its limits, if not those of the process.
+    pub headers: Option<Arc<Headers>>,
     /// Counts descriptors that meet no limit.
     pub unmatched: Arc<Counter>,
     /// Counts what limits decide that requests bring along.

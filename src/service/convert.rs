@@ -1,11 +1,9 @@
 //! Between the protocol's messages and the plain types that everything behind the service works on.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
-use prost_types::value::Kind;
-use prost_types::{Duration, ListValue, Struct, Value};
+use prost_types::Duration;
 use smallvec::SmallVec;
 use tonic::Status;
 
@@ -15,7 +13,7 @@ use crate::clock::Micros;
 use crate::decision::{Charge, Mode, Verdict};
 use crate::proto;
 use crate::proto::{Code, DescriptorStatus, RateLimit, RateLimitRequest, RateLimitUnit};
-use crate::rules::{Allowance, Any, Entry, Unit};
+use crate::rules::{Allowance, Entry, Unit};
 
 /// A descriptor that has been looked over.
 pub(super) struct Descriptor<'a> {
@@ -176,74 +174,4 @@ pub(super) fn tightness(verdict: &Verdict) -> (Reverse<Option<Micros>>, u32) {
 /// Whole seconds, rounded up.
 pub(super) fn seconds(micros: Micros) -> i64 {
     i64::try_from(micros.div_ceil(1_000_000)).unwrap_or(i64::MAX)
-}
-
-/// What the reference says in dynamic metadata: the request, and the metadata of the rules that it passed.
-pub(super) fn dynamic_metadata<'a>(
-    request: &RateLimitRequest,
-    passed: impl Iterator<Item = &'a Any>,
-) -> Struct {
-    let descriptors = request.descriptors.iter().map(|descriptor| {
-        let text = |entry: &proto::Entry| {
-            format!("{}={}", String::from_utf8_lossy(&entry.key), String::from_utf8_lossy(&entry.value))
-        };
-        let entries = descriptor.entries.iter().map(|entry| value(Kind::StringValue(text(entry)))).collect();
-        let mut fields =
-            BTreeMap::from([("entries".into(), value(Kind::ListValue(ListValue { values: entries })))]);
-        if let Some(hits) = descriptor.hits_addend {
-            fields.insert("hitsAddend".into(), number(hits));
-        }
-        value(Kind::StructValue(Struct { fields }))
-    });
-    let mut fields = BTreeMap::from([
-        ("domain".into(), value(Kind::StringValue(request.domain.clone()))),
-        ("descriptors".into(), value(Kind::ListValue(ListValue { values: descriptors.collect() }))),
-    ]);
-    if request.hits_addend != 0 {
-        fields.insert("hitsAddend".into(), number(request.hits_addend.into()));
-    }
-    let mut merged = BTreeMap::new();
-    for metadata in passed {
-        if let Any::Map(map) = metadata {
-            merge(&mut merged, map);
-        }
-    }
-    if !merged.is_empty() {
-        fields.insert("metadata".into(), from_any(&Any::Map(merged)));
-    }
-    Struct { fields }
-}
-
-/// Adds what is not there yet; maps are merged into maps.
-fn merge(into: &mut BTreeMap<String, Any>, from: &BTreeMap<String, Any>) {
-    for (key, value) in from {
-        match (into.get_mut(key), value) {
-            (None, _) => _ = into.insert(key.clone(), value.clone()),
-            (Some(Any::Map(into)), Any::Map(from)) => merge(into, from),
-            (Some(_), _) => {}
-        }
-    }
-}
-
-fn from_any(any: &Any) -> Value {
-    value(match any {
-        Any::Null => Kind::NullValue(0),
-        Any::Bool(value) => Kind::BoolValue(*value),
-        Any::Number(number) => Kind::NumberValue(*number),
-        Any::Text(text) => Kind::StringValue(text.clone()),
-        Any::List(list) => Kind::ListValue(ListValue { values: list.iter().map(from_any).collect() }),
-        Any::Map(map) => {
-            let fields = map.iter().map(|(key, value)| (key.clone(), from_any(value))).collect();
-            Kind::StructValue(Struct { fields })
-        }
-    })
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a Struct knows no other numbers than doubles")]
-fn number(count: u64) -> Value {
-    value(Kind::NumberValue(count as f64))
-}
-
-fn value(kind: Kind) -> Value {
-    Value { kind: Some(kind) }
 }

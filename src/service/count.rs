@@ -2,7 +2,7 @@
 
 use tonic::{Code as GrpcCode, Status};
 
-use super::{Asked, LimitSource, Plan, Service};
+use super::{Asked, Charged, LimitSource, Plan, Service};
 use crate::bucket::{Hits, Outcome as Fit};
 use crate::decision::{Charge, Decision, Mode, Source, Verdict};
 use crate::proto::{Code, RateLimitRequest, RateLimitResponse};
@@ -30,12 +30,13 @@ impl Service {
                     limit.tally.count(Source::Local, Outcome::Ok, taken(*hits));
                 }
                 Asked::Charges { of, rule } => {
-                    for (charge, verdict, limit) in plan.charged(of, decision) {
+                    for charged in plan.charged(of, decision) {
+                        let Charged { charge, verdict, limit } = charged;
                         let tally = match limit {
                             LimitSource::Rule(limit) => &limit.tally,
                             LimitSource::Request(_) => &domain.overrides,
                         };
-                        let outcome = outcome(charge, verdict, decision.denied, self.options.near_limit);
+                        let outcome = outcome(&charged, decision.denied, self.options.near_limit);
                         tally.count(verdict.source, outcome, taken(charge.hits));
                         if let (Some(rule), LimitSource::Rule(limit)) = (rule, limit)
                             && !rule.told_values.is_empty()
@@ -59,12 +60,14 @@ impl Service {
 }
 
 /// What became of one charge.
-fn outcome(charge: &Charge, verdict: &Verdict, denied: bool, near_limit: f64) -> Outcome {
+fn outcome(charged: &Charged<'_, '_>, denied: bool, near_limit: f64) -> Outcome {
+    let Charged { charge, verdict, .. } = charged;
     match (verdict.outcome, charge.mode) {
         (Fit::Over(_), Mode::Shadow) => Outcome::Shadowed,
         (Fit::Over(_), Mode::Enforced | Mode::Quota) => Outcome::OverLimit,
         // What is given back, and what is charged after the fact, lands whatever the answer.
         (Fit::Fits, _) if denied && !charge.hits.land_anyway() => Outcome::Uncharged,
+        (Fit::Fits, _) if !denied && charged.warns() => Outcome::Warned,
         (Fit::Fits, _) if used(charge, verdict) >= charge.limit.burst() * near_limit => Outcome::NearLimit,
         (Fit::Fits, _) => Outcome::Ok,
     }
@@ -136,6 +139,7 @@ descriptors:
             max_debt: 10.0,
             dynamic_metadata: false,
             near_limit: 0.8,
+            ..Options::default()
         };
         let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
         Fixture {

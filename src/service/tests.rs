@@ -11,6 +11,7 @@ use crate::proto::{Entry, RateLimit, RateLimitDescriptor, RateLimitOverride, Rat
 use crate::store::LocalStore;
 
 mod limits;
+mod reply;
 mod tiers;
 mod windows;
 
@@ -76,6 +77,7 @@ fn with_rules(text: &str, set: impl FnOnce(&mut Options)) -> Fixture {
         max_debt: 10.0,
         dynamic_metadata: false,
         near_limit: 0.8,
+        ..Options::default()
     };
     set(&mut options);
     let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(rules));

@@ -49,7 +49,7 @@ pub(crate) fn on_unused_buckets(rules: Arc<RuleSet>, request: &RateLimitRequest)
     };
     let limits = plan.asked.iter().map(|asked| match asked {
         Asked::Charges { of, .. } => {
-            plan.charged(of, &decision).map(|(_, verdict, limit)| (id(limit), *verdict)).collect()
+            plan.charged(of, &decision).map(|charged| (id(charged.limit), *charged.verdict)).collect()
         }
         Asked::Nothing | Asked::Unlimited { .. } => Vec::new(),
     });

@@ -27,6 +27,7 @@ fn service(rules: RuleSet) -> Service {
             max_debt: 10.0,
             dynamic_metadata: true,
             near_limit: 0.8,
+            ..Options::default()
         },
         Arc::default(),
     )

@@ -88,6 +88,8 @@ impl Scope<'_> {
             name: name.into(),
             limit_id,
             replaces,
+            warn_at: None,
+            denial: self.denial(&rate_limit.message, &rate_limit.body, path),
             tally: Default::default(),
         })
     }

@@ -9,6 +9,7 @@ use super::matcher::Kind;
 use super::{Scope, Trail, rule_id};
 use crate::rules::file::{Descriptor, File, OneOrMany, Subject, TierLimits};
 use crate::rules::problem::{Path, Place, shorten};
+use crate::rules::reply::Denial;
 use crate::rules::rule::{Allowance, RuleLimit, Source};
 use crate::rules::tier::{ByTier, Membership, Subjects, TIER_KEY, Tier};
 use crate::rules::yaml::Field;
@@ -25,7 +26,14 @@ struct Written<'f> {
     name: &'f str,
     source: Source,
     /// By dimension; nothing where one is broken, which has been noted.
-    limits: BTreeMap<&'f str, Option<(Allowance, Source)>>,
+    limits: BTreeMap<&'f str, Option<TierLimit>>,
+}
+
+/// What a tier says of one dimension.
+struct TierLimit {
+    allowance: Allowance,
+    source: Source,
+    denial: Option<Arc<Denial>>,
 }
 
 impl<'f> Tiers<'f> {
@@ -123,7 +131,7 @@ impl Scope<'_> {
         &self,
         limits: &'f TierLimits,
         path: &Path<'_>,
-    ) -> BTreeMap<&'f str, Option<(Allowance, Source)>> {
+    ) -> BTreeMap<&'f str, Option<TierLimit>> {
         let mut compiled = BTreeMap::new();
         for (dimension, limit) in limits {
             let path = &Path::Key(path, dimension);
@@ -141,7 +149,9 @@ impl Scope<'_> {
                     }
                 }
                 let admitted = self.allowance(*place, rate_limit, path);
-                allowance = admitted.map(|allowance| (allowance, self.source(*place)));
+                let denial = self.denial(&rate_limit.message, &rate_limit.body, path);
+                allowance =
+                    admitted.map(|allowance| TierLimit { allowance, source: self.source(*place), denial });
             }
             compiled.insert(dimension.as_str(), allowance);
         }
@@ -184,9 +194,7 @@ impl Scope<'_> {
             let mut limits = SmallVec::new();
             for (place, dimension) in &dimensions {
                 match tier.limits.get(dimension) {
-                    Some(Some((allowance, source))) => {
-                        limits.push(self.limit_of(tier.name, dimension, *allowance, source.clone(), trail));
-                    }
+                    Some(Some(limit)) => limits.push(self.limit_of(tier.name, dimension, limit, trail)),
                     Some(None) => {}
                     None => {
                         let known: Vec<&str> = tier.limits.keys().copied().collect();
@@ -207,22 +215,17 @@ impl Scope<'_> {
     }
 
     /// A tier's limit for one rule. Its bucket is that of its dimension, whatever the tier.
-    fn limit_of(
-        &self,
-        tier: &str,
-        dimension: &str,
-        allowance: Allowance,
-        source: Source,
-        trail: &Trail<'_>,
-    ) -> RuleLimit {
+    fn limit_of(&self, tier: &str, dimension: &str, limit: &TierLimit, trail: &Trail<'_>) -> RuleLimit {
         RuleLimit {
             // A unit separator: no limit of the rule's own is called so by accident.
             id: rule_id(self.domain, trail, Some(&format!("{dimension}\u{1f}{tier}"))),
-            source,
-            allowance,
+            source: limit.source.clone(),
+            allowance: limit.allowance,
             name: dimension.into(),
             limit_id: dimension.into(),
             replaces: Box::default(),
+            warn_at: None,
+            denial: limit.denial.clone(),
             tally: Default::default(),
         }
     }

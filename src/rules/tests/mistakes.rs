@@ -430,3 +430,95 @@ fn mistakes_in_tiers_and_subjects_are_told() {
          two.yaml:3:19 subjects.user: subjects by `user` stand at one.yaml:3:19 too\n"
     );
 }
+
+#[test]
+fn mistakes_in_soft_limits_are_told() {
+    let share = |found: &str| {
+        format!(".warn_at: expected a share above 0 and up to 1, such as 0.8 or 80%, found `{found}`")
+    };
+    for (inner, said) in [
+        ("key: a, warn_at: ^0, rate_limit: 1/day", share("0")),
+        ("key: a, warn_at: ^1.1, rate_limit: 1/day", share("1.1")),
+        ("key: a, warn_at: ^80, rate_limit: 1/day", share("80")),
+        ("key: a, warn_at: ^101%, rate_limit: 1/day", share("101%")),
+        ("key: a, warn_at: ^much, rate_limit: 1/day", share("much")),
+        ("key: a, warn_at: ^NaN, rate_limit: 1/day", share("NaN")),
+        ("key: a, warn_at: ^[1], rate_limit: 1/day", ".warn_at: expected text, found a list".into()),
+        ("key: a, warn_at: ^0.8", ".warn_at: warning: says nothing without a `rate_limit` beside it".into()),
+        (
+            "key: a, enforce_percent: ^101, rate_limit: 1/day",
+            ".enforce_percent: expected a percentage from 0 to 100, found 101".into(),
+        ),
+        (
+            "key: a, enforce_percent: ^-1, rate_limit: 1/day",
+            ".enforce_percent: expected a whole number from 0 to 4294967295, found `-1`".into(),
+        ),
+        (
+            "key: a, enforce_percent: ^5, shadow_mode: true, rate_limit: 1/day",
+            ".enforce_percent: warning: says nothing beside `shadow_mode: true`, which enforces it on nobody".into(),
+        ),
+        (
+            "key: a, value: 'b*', share_threshold: true, enforce_percent: ^5, rate_limit: 1/day",
+            ".enforce_percent: warning: all values share one bucket, so it is enforced on all of them or on none".into(),
+        ),
+        (
+            "key: a, rate_limit: { unit: day, requests_per_unit: 1, ^warn_at: 0.5 }",
+            ".rate_limit.warn_at: `warn_at` does not belong here: it stands in the descriptor, beside `key`".into(),
+        ),
+    ] {
+        said_of_descriptor(inner, &[&said]);
+    }
+}
+
+#[test]
+fn mistakes_in_bodies_and_headers_are_told() {
+    for (inner, said) in [
+        (
+            "key: a, message: b, body: ^{ content_type: text/html, text: c }, rate_limit: 1/day",
+            ".body: `message` beside it is short for a `body` of plain text: write one of them",
+        ),
+        (
+            "key: a, body: ^{ text: c }, rate_limit: 1/day",
+            ".body.content_type: missing: say what it is, such as application/json",
+        ),
+        (
+            "key: a, rate_limit: { unit: day, requests_per_unit: 1, body: ^{ content_type: a/b } }",
+            ".rate_limit.body.text: missing: say what the client gets",
+        ),
+        (
+            "key: a, body: { text: c, content_type: ^\"a\\nb\" }, rate_limit: 1/day",
+            ".body.content_type: a content type is printable ASCII, such as application/json",
+        ),
+        (
+            "key: a, body: ^text, rate_limit: 1/day",
+            ".body: expected a map with `content_type` or `text`, found `text`",
+        ),
+        ("key: a, message: ^[b], rate_limit: 1/day", ".message: expected text, found a list"),
+        ("key: a, message: ^b", ".message: warning: says nothing without a `rate_limit` beside it"),
+    ] {
+        said_of_descriptor(inner, &[said]);
+    }
+    for (headers, said) in [
+        ("x", "2:10 headers: unknown style `x`: write none, draft, ratelimit or x-ratelimit"),
+        ("[x]", "2:10 headers: expected a map with `style`, `ratelimit`, …, found a list"),
+        ("{ limit: x }", "2:10 headers.style: missing: write none, draft, ratelimit or x-ratelimit"),
+        (
+            "{ style: rfc }",
+            "2:19 headers.style: unknown style `rfc`: write none, draft, ratelimit or x-ratelimit",
+        ),
+        (
+            "{ style: draft, limit: x }",
+            "2:33 headers.limit: there is no header `limit` in this style; there is `ratelimit`, `policy`, `retry_after`, `warning`",
+        ),
+        (
+            "{ style: x-ratelimit, limit: 'a b' }",
+            "2:39 headers.limit: a header's name is made of letters, digits and `-`",
+        ),
+        (
+            "{ style: draft, colour: red }",
+            "2:26 headers.colour: unknown key `colour`; the keys here are `style`, `ratelimit`, `policy`, `limit`, `remaining`, `reset`, `retry_after`, `warning`",
+        ),
+    ] {
+        said_of(&format!("domain: api\nheaders: {headers}\n"), &[said]);
+    }
+}
