@@ -3,10 +3,11 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
 
-use crate::support::redis::RedisServer;
+use crate::support::redis::{RedisServer, await_that};
 use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
@@ -60,6 +61,8 @@ async fn each_limit_is_counted_in_the_store_that_the_rules_or_the_settings_say()
         &fast_url,
         "--redis-store",
         &apart_url,
+        "--remember-denials",
+        "0s",
         "--redis-per-second",
         "fast",
         "--rules",
@@ -85,6 +88,29 @@ async fn each_limit_is_counted_in_the_store_that_the_rules_or_the_settings_say()
     assert_eq!(buckets(&fast), ["weir@fast:api|second=x|second"]);
     assert_eq!(buckets(&apart), ["weir@apart:apart|second=x|second"]);
 
+    // A request over two stores is charged whole or not at all: what the one admitted is given back.
+    let used = redis::cmd("GET").arg("weir@fast:api|second=y|second").to_owned();
+    let mut both = request("api", &[("second", b"y"), ("day", b"y")]);
+    both.descriptors[0].hits_addend = Some(300);
+    for code in [Code::Ok, Code::Ok, Code::OverLimit] {
+        assert_eq!(ask(both.clone()).await, code);
+    }
+    let mut rest = request("api", &[("second", b"y")]);
+    rest.descriptors[0].hits_addend = Some(400);
+    // There are 400 once the 300 are back, and before that a hundred.
+    let start = weir::clock::instant();
+    while ask(rest.clone()).await != Code::Ok {
+        assert!(start.elapsed() < Duration::from_secs(20), "the other store's hits are not given back");
+    }
+    rest.descriptors[0].hits_addend = Some(1_000);
+    rest.descriptors[0].is_negative_hits = true;
+    assert_eq!(ask(rest).await, Code::Ok);
+    let mut connection = fast.connection();
+    await_that("a full bucket has no key", || {
+        used.query::<Option<Vec<u8>>>(&mut connection).unwrap().is_none()
+    });
+    assert_eq!(buckets(&default), ["weir:api|day=x|day", "weir:api|day=y|day"]);
+
     // A store that nobody knows: the rules before stay.
     fs::write(rules.path().join("apart.yaml"), OF_ITS_OWN.replace("redis: apart", "redis: apartt")).unwrap();
     weir.hang_up();
@@ -103,7 +129,10 @@ fn stores_that_make_no_sense_end_the_start_with_a_line_and_without_secrets() {
         ),
         (&["--redis-store", "x=redis://:secret@host:none"], "--redis-store x: host 1 has a port"),
         (&["--redis-store", "x=redis://host", "--redis-store", "x=redis://host"], "there are two called `x`"),
-        (&["--redis-store", "x=redis://host", "--redis-per-second", "y"], "no --redis-store is called `y`"),
+        (
+            &["--redis-store", "x=redis://host", "--remember-denials", "0s", "--redis-per-second", "y"],
+            "no --redis-store is called `y`",
+        ),
         (&["--redis-store", "apard=redis://host"], "apart"),
         (&[], "no store in Redis is called `apart`; there are none: --redis-store name=URL makes one"),
     ] {
