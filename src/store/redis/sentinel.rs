@@ -3,7 +3,7 @@
 //! All of them are asked at once, over connections that are kept; once more than half have answered, the rest have a
 //! moment left. They may disagree: each failover has a higher number (its configuration epoch), and what is said under the
 //! highest is the newest. So a sentinel that was cut off together with an old primary leads nobody back to it, while
-//! another can be heard.
+//! another can be heard; and what one has said is not given up for something older as long as it may just be slow.
 //!
 //! A primary that is replaced may live on for a while, and what it is charged then is lost. So each sentinel is also
 //! listened to: it tells when there is a new one.
@@ -50,6 +50,8 @@ struct Asked {
     connections: Vec<Option<MultiplexedConnection>>,
     /// When they were asked last, and what they said.
     last: Option<(Instant, Result<Address, Trouble>)>,
+    /// The newest that any of them has said, and when one did so last.
+    newest: Option<(Instant, Said)>,
 }
 
 impl fmt::Debug for Asked {
@@ -70,7 +72,7 @@ struct Said {
 impl Sentinels {
     /// Begins to listen to them. Must be called within a tokio runtime.
     pub(super) fn new(service: String, sentinels: Vec<Address>, server: Address, within: Duration) -> Self {
-        let asked = Mutex::new(Asked { connections: vec![None; sentinels.len()], last: None });
+        let asked = Mutex::new(Asked { connections: vec![None; sentinels.len()], last: None, newest: None });
         let news = watch::Sender::new(());
         let mut listening = JoinSet::new();
         for sentinel in &sentinels {
@@ -93,14 +95,15 @@ impl Sentinels {
             Some((at, answer)) if *at >= now => answer.clone(),
             _ => {
                 let at = clock::instant();
-                let answer = self.ask(&mut asked.connections).await;
+                let answer = self.ask(&mut asked).await;
                 asked.last = Some((at, answer.clone()));
                 answer
             }
         }
     }
 
-    async fn ask(&self, connections: &mut [Option<MultiplexedConnection>]) -> Result<Address, Trouble> {
+    async fn ask(&self, asked: &mut Asked) -> Result<Address, Trouble> {
+        let Asked { connections, newest: known, .. } = asked;
         let mut asking = JoinSet::new();
         for (index, (sentinel, connection)) in self.sentinels.iter().zip(connections.iter_mut()).enumerate() {
             let (sentinel, service) = (sentinel.clone(), self.service.clone());
@@ -127,7 +130,10 @@ impl Sentinels {
             }
         }
         match newest(heard) {
-            Some(said) => Ok(self.server.at(&said.host, said.port)),
+            Some(said) => {
+                let Said { host, port, .. } = not_older(known, said, clock::instant());
+                Ok(self.server.at(&host, port))
+            }
             None => Err(self.silence(&troubles)),
         }
     }
@@ -216,6 +222,23 @@ async fn listen(sentinel: Address, service: String, pause: Duration, news: watch
     }
 }
 
+/// How long what was said under a higher number counts when nobody says it any more. Sentinels that were set up anew count
+/// from the beginning.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// What has just been said, or what is known if that is newer: whoever said it may only be slow to answer now.
+fn not_older(known: &mut Option<(Instant, Said)>, said: Said, now: Instant) -> Said {
+    match known {
+        Some((at, known)) if known.epoch > said.epoch && now.duration_since(*at) < REMEMBERED => {
+            known.clone()
+        }
+        _ => {
+            *known = Some((now, said.clone()));
+            said
+        }
+    }
+}
+
 /// What is said under the highest number; of those that say the same number, what most say.
 fn newest(heard: Vec<Said>) -> Option<Said> {
     let count = |said: &Said| heard.iter().filter(|other| *other == said).count();
@@ -237,5 +260,18 @@ mod tests {
         assert_eq!(newest(vec![said(0, "a"), said(0, "b"), said(0, "b")]), Some(said(0, "b")));
         assert_eq!(newest(vec![said(0, "b"), said(0, "b"), said(0, "a")]), Some(said(0, "b")));
         assert_eq!(newest(vec![]), None);
+    }
+
+    #[test]
+    fn an_older_primary_is_not_gone_back_to_while_the_newer_one_may_only_be_unheard() {
+        let (mut known, start) = (None, clock::instant());
+        let mut tell = |said, after| not_older(&mut known, said, start + after);
+        assert_eq!(tell(said(2, "new"), Duration::ZERO), said(2, "new"));
+        assert_eq!(tell(said(1, "old"), REMEMBERED / 2), said(2, "new"));
+        assert_eq!(tell(said(2, "new"), REMEMBERED), said(2, "new"));
+        assert_eq!(tell(said(1, "old"), REMEMBERED + REMEMBERED / 2), said(2, "new"));
+        assert_eq!(tell(said(3, "newer"), REMEMBERED + REMEMBERED / 2), said(3, "newer"));
+        // Sentinels that were set up anew.
+        assert_eq!(tell(said(0, "other"), REMEMBERED * 3), said(0, "other"));
     }
 }
