@@ -26,6 +26,10 @@ pub(crate) use sentinel::{Logins, RedisSentinels};
 /// How long it may take to start, or to come to what a test waits for, before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A replica that says its link is up is sent all that is written from then on. After a sync without a disk, a primary would
+/// wait for the replica's next word first, up to a second, and a test that ends it meanwhile would see everything lost.
+const IN_STEP: [&str; 2] = ["--repl-diskless-sync", "no"];
+
 /// A running Redis.
 pub(crate) struct RedisServer {
     child: Child,

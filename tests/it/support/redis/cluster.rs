@@ -41,7 +41,7 @@ impl RedisCluster {
             // A replica is taken as a primary however long it has not heard of its own.
             let fast =
                 ["--cluster-node-timeout", Self::NODE_TIMEOUT, "--cluster-replica-validity-factor", "0"];
-            let in_step = ["--repl-diskless-sync-delay", "0"];
+            let in_step = super::IN_STEP;
             let all: Vec<&str> =
                 cluster.into_iter().chain(fast).chain(in_step).chain(arguments.iter().copied()).collect();
             RedisServer::spawn(free_port(), "", &all)

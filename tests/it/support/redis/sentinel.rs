@@ -40,7 +40,7 @@ impl RedisSentinels {
         let ports = [free_port(), free_port()];
         let primary = format!("127.0.0.1 {}", ports[0]);
         let server = |index: usize| {
-            let mut all = vec!["--repl-diskless-sync-delay", "0"];
+            let mut all = super::IN_STEP.to_vec();
             if let Some(password) = logins.password {
                 all.extend(["--requirepass", password, "--masterauth", password]);
             }
