@@ -18,6 +18,7 @@ use crate::decision::{Mode, OnRedisFailure, RuleId};
 
 mod limit;
 mod matcher;
+mod odd;
 mod reply;
 mod tiers;
 
@@ -117,7 +118,12 @@ impl Compiler {
             }
         }
         domains.values_mut().for_each(|domain| domain.root.prepare());
-        let found = self.files.into_iter().flat_map(|read| read.problems.into_found()).collect();
+        let found = self.files.into_iter().flat_map(|read| read.problems.into_found());
+        let mut found: Vec<Problem> = found.collect();
+        let mut odd = Vec::new();
+        domains.values().for_each(|domain| odd::unreachable(domain, &mut odd));
+        odd.sort();
+        found.extend(odd);
         (domains, found)
     }
 }
@@ -339,7 +345,7 @@ impl<'f> Scope<'f> {
             (false, false) => Mode::Enforced,
         };
         let common = self.common.on_redis_failure.as_ref().map(|(choice, _)| *choice);
-        Some(Rule {
+        let rule = Rule {
             id: rule_id(self.domain, trail, None),
             label: label(self.domain, trail),
             source: self.source(place),
@@ -353,7 +359,9 @@ impl<'f> Scope<'f> {
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
             told_values: told_values(trail, is_true(&descriptor.detailed_metric)),
-        })
+        };
+        self.odd_limits(&rule, path);
+        Some(rule)
     }
 }
 

@@ -201,7 +201,7 @@ impl Branch {
 }
 
 impl Choices {
-    fn nodes(&self) -> impl Iterator<Item = &Node> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.exact
             .values()
             .chain(&self.lists.nodes)

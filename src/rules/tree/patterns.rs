@@ -91,6 +91,22 @@ impl Patterns {
         matching.next().map(|expression| &expression.node).or(wildcard.map(|(_, node)| node))
     }
 
+    /// Wildcards that a wildcard before them always matches first: the text, its node, and the node of that one.
+    ///
+    /// A wildcard that matches another one's text matches all that the other one does: only a `*` can stand for a `*`.
+    pub(in crate::rules) fn covered(&self) -> impl Iterator<Item = (&[u8], &Node, &Node)> {
+        self.wildcards.iter().enumerate().filter_map(|(place, (text, node))| {
+            let (first, covering) = self.wildcards.find(text)?;
+            (first < place).then_some((text, node, covering))
+        })
+    }
+
+    /// The wildcard that matches any value, if there is one.
+    pub(in crate::rules) fn any_value(&self) -> Option<&Node> {
+        let any = |text: &[u8]| !text.is_empty() && text.iter().all(|byte| *byte == b'*');
+        self.wildcards.iter().find(|(text, _)| any(text)).map(|(_, node)| node)
+    }
+
     /// Makes ready to be searched what has been inserted.
     pub(super) fn prepare(&mut self) {
         self.wildcards.prepare();
