@@ -23,6 +23,7 @@ use weir::proto::{self, RateLimitDescriptor, RateLimitRequest};
 use weir::rules::{Entry, RuleSet};
 use weir::service::{Options, Service};
 use weir::store::{KeySeed, LocalStore};
+use weir::telemetry::Recorder;
 
 const NOW: u64 = 1_790_000_000_000_000;
 const MINUTE: u64 = 60_000_000;
@@ -214,7 +215,7 @@ fn service(c: &mut Criterion) {
             near_limit: 0.8,
             ..Options::default()
         },
-        Arc::default(),
+        Recorder::default(),
     );
     for descriptors in [1, 3, 10] {
         let descriptor = |n: usize| RateLimitDescriptor {

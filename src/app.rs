@@ -20,8 +20,13 @@ use crate::serve::{Course, Endpoint, Incoming, Listener, Overload, Phase, Tally,
 use crate::service::{Options, Service};
 use crate::settings::{Serving, Settings};
 use crate::store::{KeySeed, LocalStore, RedisStore};
-use crate::telemetry::metrics::{LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED};
-use crate::telemetry::{Metrics, Telemetry, collection};
+use crate::telemetry::denials::DenialLog;
+use crate::telemetry::export::Export;
+use crate::telemetry::metrics::{
+    CALLS_SHED, CALLS_UNDER_WAY, CONNECTIONS, CONNECTIONS_ACCEPTED, CONNECTIONS_FAILED, CONNECTIONS_REFUSED,
+    LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED,
+};
+use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -35,6 +40,9 @@ pub enum Error {
     /// What was said of Redis makes no sense, or a file cannot be read.
     #[error("{0}")]
     Redis(String),
+    /// What was said of a collector makes no sense.
+    #[error("{0}")]
+    Export(String),
     /// The address cannot be had.
     #[error("cannot listen on {address}: {source}; is another process there? --grpc takes another address")]
     Bind {
@@ -72,6 +80,8 @@ pub struct App {
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     telemetry: Telemetry,
+    export: Option<Export>,
+    clock: Clock,
     /// Rings on SIGHUP.
     hangup: Signal,
 }
@@ -91,6 +101,7 @@ impl App {
         let named = settings.redis_stores().map_err(Error::Redis)?;
         let tuning = settings.redis_tuning().map_err(Error::Redis)?;
         let clock = Clock::system();
+        let export = Export::new(&settings.telemetry, clock.clone()).map_err(Error::Export)?;
         let watch =
             Arc::new(Watch::new(&settings.rules, clock.clone()).with_stores(settings.redis_store_names()));
         let loading = Arc::clone(&watch);
@@ -111,14 +122,16 @@ impl App {
                     store = store.with_store(name, target, tuning)?;
                 }
                 let (timeout, remember) = (settings.redis_timeout, settings.remember_denials);
-                Limiter::shared(store, KeySeed::random()?, timeout, remember, clock)
+                Limiter::shared(store, KeySeed::random()?, timeout, remember, clock.clone())
             }
-            None => Limiter::in_memory(LocalStore::new(settings.max_buckets, clock), KeySeed::random()?),
+            None => {
+                Limiter::in_memory(LocalStore::new(settings.max_buckets, clock.clone()), KeySeed::random()?)
+            }
         });
-        let metrics = Arc::new(Metrics::new(settings.max_detailed_series));
+        let metrics = Arc::new(Metrics::new(settings.telemetry.max_detailed_series));
         observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
-        Ok(Self { settings, grpc, watch, limiter, metrics, telemetry, hangup })
+        Ok(Self { settings, grpc, watch, limiter, metrics, telemetry, export, clock, hangup })
     }
 
     /// What this server tells of itself.
@@ -137,11 +150,16 @@ impl App {
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, stop: impl Future<Output = Stop> + Send) -> Result<(), Error> {
-        let Self { settings, grpc, watch, limiter, metrics, mut hangup, .. } = self;
+        let Self { settings, grpc, watch, limiter, metrics, telemetry, export, clock, mut hangup } = self;
         let Serving { max_connections, max_calls, overload, drain_delay, drain_timeout, .. } =
             settings.serving;
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, watch.is_loaded()).await;
+        let mut recorder = Recorder::new(Arc::clone(&metrics), clock);
+        recorder.denials =
+            DenialLog { of_each: settings.telemetry.log_denials, with_keys: settings.telemetry.log_keys };
+        recorder.traces = export.as_ref().and_then(Export::traces);
+        let exporting = export.map(|export| export.start(telemetry));
         let service = Service::new(
             watch.current(),
             limiter,
@@ -151,10 +169,10 @@ impl App {
                 quota_mode: settings.quota_mode,
                 max_debt: settings.max_debt,
                 dynamic_metadata: settings.dynamic_metadata,
-                near_limit: settings.near_limit,
+                near_limit: settings.telemetry.near_limit,
                 headers: settings.headers.clone(),
             },
-            Arc::clone(&metrics),
+            recorder,
         );
         let service = Arc::new(service.with_per_second(settings.redis_named.redis_per_second.clone()));
         let limits = RateLimitServiceServer::from_arc(service)
@@ -164,6 +182,7 @@ impl App {
         let others = reflection(Routes::new(health_service))?;
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
         let tally = Arc::new(Tally::default());
+        observe_serving(&metrics, &tally, &overload);
         let answers =
             Arc::new(Grpc::new(limits, others, overload, Arc::clone(&tally), settings.serving.bounds()));
 
@@ -203,6 +222,9 @@ impl App {
                 "calls were still under way when the time to drain was over; their connections are cut"
             );
         }
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
         tracing::info!("stopped");
         Ok(())
     }
@@ -226,6 +248,20 @@ fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
             to.count(&LOCAL_EVICTED, &[], usage.evicted);
             to.count(&LOCAL_OVERFLOWED, &[], usage.overflowed);
         }
+    });
+}
+
+/// The same of calls and connections.
+#[allow(clippy::cast_precision_loss, reason = "so many connections there are not")]
+fn observe_serving(metrics: &Metrics, tally: &Arc<Tally>, overload: &Arc<Overload>) {
+    let (tally, overload) = (Arc::clone(tally), Arc::clone(overload));
+    metrics.observe(move |to| {
+        to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
+        to.count(&CALLS_SHED, &[], overload.shed());
+        to.number(&CONNECTIONS, &["grpc"], tally.open() as f64);
+        to.count(&CONNECTIONS_ACCEPTED, &["grpc"], tally.accepted());
+        to.count(&CONNECTIONS_REFUSED, &["grpc"], tally.refused());
+        to.count(&CONNECTIONS_FAILED, &["grpc"], tally.failed());
     });
 }
 

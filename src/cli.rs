@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::rules::{self, LoadError, RuleSet};
 use crate::serve::files;
 use crate::settings::{self, Settings};
-use crate::telemetry;
+use crate::telemetry::logs::Logs;
 
 mod check;
 mod descriptor;
@@ -81,9 +81,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn serve(settings: Settings) -> ExitCode {
-    if let Err(error) = telemetry::logs::start(&settings.log) {
-        return fail(EX_USAGE, &error.to_string());
-    }
+    let logs = match Logs::start(&settings.telemetry.log, settings.telemetry.log_format) {
+        Ok(logs) => logs,
+        Err(error) => return fail(EX_USAGE, &error.to_string()),
+    };
     for (name, nearest) in settings::unknown_variables(std::env::vars_os(), &Command::command()) {
         match nearest {
             Some(nearest) => tracing::warn!("{name} sets nothing; did you mean {nearest}?"),
@@ -98,6 +99,7 @@ fn serve(settings: Settings) -> ExitCode {
     let served = runtime.block_on(async {
         // Before anything else, so that a signal is heeded from the start.
         let mut signals = Signals::listen()?;
+        tokio::spawn(logs.obey_signals());
         let app = tokio::select! {
             app = App::bind(settings) => app?,
             _ = signals.next() => return Ok(()),
@@ -114,7 +116,7 @@ fn serve(settings: Settings) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(app::Error::Rules(error)) => refuse(&error),
-        Err(error @ app::Error::Redis(_)) => fail(EX_USAGE, &error.to_string()),
+        Err(error @ (app::Error::Redis(_) | app::Error::Export(_))) => fail(EX_USAGE, &error.to_string()),
         Err(error) => fail(EX_FAILED, &error.to_string()),
     }
 }

@@ -19,7 +19,8 @@ use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, 
 use crate::rules::{Allowance, Denial, Domain, Entry, Headers, Resolved, Rule, RuleLimit, RuleSet};
 use crate::serve::{Policy, Shed};
 use crate::store::{Identity, KeySeed, NameBuilder};
-use crate::telemetry::Metrics;
+use crate::telemetry::Recorder;
+use crate::telemetry::traces::CallSpan;
 
 mod convert;
 mod count;
@@ -59,7 +60,7 @@ pub struct Service {
     options: Options,
     /// The store in Redis that limits of a second are in, where the rules do not say otherwise.
     per_second: Option<String>,
-    metrics: Arc<Metrics>,
+    recorder: Recorder,
 }
 
 /// What a descriptor of a request comes to.
@@ -169,8 +170,8 @@ fn is_among(percent: u32, domain: &str, descriptor: &convert::Descriptor<'_>, ru
 impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
-    pub fn new(rules: CurrentRules, limiter: Arc<Limiter>, options: Options, metrics: Arc<Metrics>) -> Self {
-        Self { rules, limiter, options, per_second: None, metrics }
+    pub fn new(rules: CurrentRules, limiter: Arc<Limiter>, options: Options, recorder: Recorder) -> Self {
+        Self { rules, limiter, options, per_second: None, recorder }
     }
 
     /// The same, with the limits of a second in the store in Redis of this name, where the rules do not say otherwise.
@@ -188,8 +189,24 @@ impl Service {
     pub async fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
         let start = clock::stopwatch();
         let answer = self.decide(request).await;
-        self.metrics.called(count::result(&answer));
-        self.metrics.call_duration.record_time(start.elapsed());
+        self.recorder.metrics.called(count::result(&answer));
+        self.recorder.metrics.call_duration.record_time(start.elapsed());
+        answer
+    }
+
+    /// The same for a call that is traced.
+    async fn answer_traced(
+        &self,
+        request: &RateLimitRequest,
+        span: CallSpan,
+    ) -> Result<RateLimitResponse, Status> {
+        let Recorder { metrics, clock, .. } = &self.recorder;
+        let start = clock::stopwatch();
+        let answer = span.around(self.decide(request)).await;
+        let result = count::result(&answer);
+        metrics.called(result);
+        metrics.call_duration.record_time_in(start.elapsed(), span.place(), clock.now());
+        span.end(&request.domain, request.descriptors.len(), answer.as_ref().map(|_| result.label()));
         answer
     }
 
@@ -218,7 +235,7 @@ impl Service {
         let mut plan = Plan::default();
         let Some(domain) = rules.domain(&request.domain) else {
             tracing::debug!(domain = request.domain, "unknown domain");
-            self.metrics.unknown_domain.increment();
+            self.recorder.metrics.unknown_domain.increment();
             plan.asked.extend(descriptors.iter().map(|_| Asked::Nothing));
             return Ok(plan);
         };
@@ -386,9 +403,13 @@ impl RateLimitService for Service {
         &self,
         request: Request<RateLimitRequest>,
     ) -> Result<Response<RateLimitResponse>, Status> {
-        let answer = match request.extensions().get() {
-            Some(Shed(policy)) => answer_unasked(request.get_ref(), *policy),
+        if let Some(Shed(policy)) = request.extensions().get() {
+            return answer_unasked(request.get_ref(), *policy).map(Response::new);
+        }
+        let span = self.recorder.traces.as_ref().and_then(|traces| traces.call(request.metadata()));
+        let answer = match span {
             None => self.answer(request.get_ref()).await,
+            Some(span) => self.answer_traced(request.get_ref(), span).await,
         };
         answer.map(Response::new)
     }

@@ -9,6 +9,7 @@ use clap::builder::BoolishValueParser;
 
 use crate::rules::{Following, Headers};
 use crate::serve::Endpoint;
+use crate::telemetry::settings::TelemetrySettings;
 
 mod redis;
 mod serving;
@@ -121,21 +122,13 @@ pub struct Settings {
     #[arg(long, env = "WEIR_HEADERS", value_name = "STYLE", default_value = "none")]
     pub headers: Headers,
 
-    /// Share of a limit from which on metrics count what is admitted as near the limit
-    #[arg(long, env = "WEIR_NEAR_LIMIT", value_name = "SHARE", default_value = "0.8", value_parser = share)]
-    pub near_limit: f64,
-
-    /// Combinations of values that metrics tell apart, for rules that ask for it; later ones are counted together
-    #[arg(long, env = "WEIR_MAX_DETAILED_SERIES", value_name = "COUNT", default_value = "1000")]
-    pub max_detailed_series: usize,
-
     /// How connections are kept, and how the process ends.
     #[command(flatten)]
     pub serving: Serving,
 
-    /// What to log: error, warn, info, debug or trace, also by module as in `info,weir::rules=debug`
-    #[arg(long, env = "WEIR_LOG", value_name = "FILTER", default_value = "info")]
-    pub log: String,
+    /// What is told of metrics, traces and logs.
+    #[command(flatten)]
+    pub telemetry: TelemetrySettings,
 }
 
 /// How long a call may take: neither nothing nor so long that nobody waits for it.
@@ -150,12 +143,6 @@ fn poll(text: &str) -> Result<Duration, String> {
     let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let sensible = Duration::from_millis(100)..=Duration::from_secs(10);
     if sensible.contains(&pause) { Ok(pause) } else { Err("write a duration from 100ms to 10s".into()) }
-}
-
-/// A part of a whole.
-fn share(text: &str) -> Result<f64, String> {
-    let share: f64 = text.parse().map_err(|_| "write a number such as 0.8".to_owned())?;
-    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("write a number from 0 to 1".into()) }
 }
 
 /// How many bursts a bucket may be in debt.

@@ -5,9 +5,11 @@ use tonic::{Code as GrpcCode, Status};
 use super::{Asked, Charged, LimitSource, Plan, Service};
 use crate::bucket::{Hits, Outcome as Fit};
 use crate::decision::{Charge, Decision, Mode, Source, Verdict};
-use crate::proto::{Code, RateLimitRequest, RateLimitResponse};
+use crate::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse};
+use crate::telemetry::collection::OVERRIDE;
 use crate::telemetry::metrics::CallResult;
-use crate::telemetry::tally::Outcome;
+use crate::telemetry::tally::{Outcome, Tally};
+use crate::telemetry::{Recorder, denials};
 
 /// How a call ended.
 pub(super) fn result(answer: &Result<RateLimitResponse, Status>) -> CallResult {
@@ -41,21 +43,53 @@ impl Service {
                         if let (Some(rule), LimitSource::Rule(limit)) = (rule, limit)
                             && !rule.told_values.is_empty()
                         {
-                            let domain = &*request.domain;
-                            let entries = descriptor.entries.iter().zip(&rule.told_values);
-                            let entries = entries
-                                .map(|(entry, is_told)| (&*entry.key, is_told.then_some(&*entry.value)));
-                            self.metrics.detailed.count(
-                                domain,
-                                &rule.metric_name(limit, domain),
-                                entries,
-                                outcome,
-                            );
+                            let name = rule.metric_name(limit, &request.domain);
+                            let told = descriptor.entries.iter().zip(&rule.told_values);
+                            let told = told.map(|(entry, told)| (&*entry.key, told.then_some(&*entry.value)));
+                            self.recorder.metrics.detailed.count(&request.domain, &name, told, outcome);
+                        }
+                        if outcome == Outcome::OverLimit && decision.denied {
+                            let rule = match (rule, limit) {
+                                (Some(rule), LimitSource::Rule(limit)) => {
+                                    rule.metric_name(limit, &request.domain)
+                                }
+                                _ => OVERRIDE.into(),
+                            };
+                            self.log_denial(tally, &rule, request, descriptor, verdict);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+impl Service {
+    /// Writes a denial to the log, unless there have been enough of them.
+    fn log_denial(
+        &self,
+        tally: &Tally,
+        rule: &str,
+        request: &RateLimitRequest,
+        descriptor: &RateLimitDescriptor,
+        verdict: &Verdict,
+    ) {
+        let Recorder { denials, logged, clock, .. } = &self.recorder;
+        if !denials.allows(tally.logged(), logged, clock.now() / 1_000_000) {
+            return;
+        }
+        let entries = denials
+            .with_keys
+            .then(|| denials::entries(descriptor.entries.iter().map(|entry| (&*entry.key, &*entry.value))));
+        tracing::info!(
+            target: "weir::denials",
+            domain = request.domain,
+            rule,
+            entries,
+            remaining = verdict.remaining,
+            source = verdict.source.label(),
+            "denied"
+        );
     }
 }
 
@@ -97,7 +131,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::limiter::Limiter;
-    use crate::proto::{Entry, RateLimitDescriptor};
+    use crate::proto::Entry;
     use crate::rules::RuleSet;
     use crate::service::{CurrentRules, Options};
     use crate::store::{KeySeed, LocalStore};
@@ -142,11 +176,8 @@ descriptors:
             ..Options::default()
         };
         let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
-        Fixture {
-            service: Service::new(Arc::clone(&rules), limiter, options, Arc::clone(&metrics)),
-            rules,
-            metrics,
-        }
+        let recorder = Recorder::new(Arc::clone(&metrics), Clock::manual(NOW));
+        Fixture { service: Service::new(Arc::clone(&rules), limiter, options, recorder), rules, metrics }
     }
 
     fn set(text: &str) -> RuleSet {

@@ -82,7 +82,7 @@ fn with_rules(text: &str, set: impl FnOnce(&mut Options)) -> Fixture {
     set(&mut options);
     let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(rules));
     let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
-    Fixture { service: Service::new(rules, limiter, options, Arc::default()), clock }
+    Fixture { service: Service::new(rules, limiter, options, Recorder::default()), clock }
 }
 
 fn descriptor(key: &str, value: &str) -> RateLimitDescriptor {

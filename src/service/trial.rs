@@ -13,7 +13,7 @@ use crate::limiter::Limiter;
 use crate::proto::{RateLimitRequest, RateLimitResponse};
 use crate::rules::RuleSet;
 use crate::store::{KeySeed, LocalStore};
-use crate::telemetry::Metrics;
+use crate::telemetry::Recorder;
 
 /// The answer, and how it comes about.
 pub(crate) struct Trial {
@@ -36,7 +36,7 @@ pub(crate) fn on_unused_buckets(rules: Arc<RuleSet>, request: &RateLimitRequest)
         Arc::new(ArcSwapOption::new(Some(Arc::clone(&rules)))),
         Arc::new(Limiter::in_memory(store, KeySeed::fixed(0))),
         Options { max_descriptors: usize::MAX, ..Options::default() },
-        Arc::new(Metrics::default()),
+        Recorder::default(),
     );
     let plan = service.plan(&rules, request)?;
     let decision = match service.limiter.memory() {

@@ -100,7 +100,7 @@ pub fn collect_status(status: &Status, to: &mut Collection) {
 }
 
 /// The rule that stands for the limits which requests bring along.
-const OVERRIDE: &str = "(override)";
+pub const OVERRIDE: &str = "(override)";
 
 /// Tells what is in force, and what its rules have counted. Rules that share a name are told as one; of rules that
 /// nobody met, nothing is told.

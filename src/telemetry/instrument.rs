@@ -1,10 +1,10 @@
-//! What is counted and measured with: counters, gauges and histograms that cost a few nanoseconds.
+//! What is counted and measured with: counters and histograms that cost a few nanoseconds.
 //!
 //! The OpenTelemetry SDK for Rust has instruments as well. It takes a lock for each measurement, knows no exemplars and
-//! no histogram that is read when it is asked for. So the data are kept here, in the shape of OpenTelemetry's data model,
+//! no histogram that is read when it is asked for. Gauges are told by whoever owns what they show, when they are asked. So the data are kept here, in the shape of OpenTelemetry's data model,
 //! and become its protocol in [`otlp`](super::otlp) and Prometheus's text in [`prometheus`](super::prometheus).
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,40 +48,6 @@ impl Counter {
     #[must_use]
     pub fn value(&self) -> u64 {
         self.0.iter().fold(0, |sum, Cell(cell)| sum.wrapping_add(cell.load(Ordering::Relaxed)))
-    }
-}
-
-/// How much there is of something now.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicI64);
-
-impl Gauge {
-    /// There is so much.
-    pub fn set(&self, value: i64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// There is one more, until what is returned is dropped.
-    #[must_use]
-    pub fn one_more(self: std::sync::Arc<Self>) -> OneMore {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        OneMore(self)
-    }
-
-    /// How much there is.
-    #[must_use]
-    pub fn value(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// One of what a gauge counts.
-#[derive(Debug)]
-pub struct OneMore(std::sync::Arc<Gauge>);
-
-impl Drop for OneMore {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -255,8 +221,6 @@ fn nanos(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -307,16 +271,5 @@ mod tests {
             }
         });
         assert_eq!((counter.value(), histogram.distribution().count()), (80_000, 80_000));
-    }
-
-    #[test]
-    fn a_gauge_counts_what_is_there_until_it_is_dropped() {
-        let gauge = Arc::new(Gauge::default());
-        let (one, other) = (Arc::clone(&gauge).one_more(), Arc::clone(&gauge).one_more());
-        assert_eq!(gauge.value(), 2);
-        drop(one);
-        assert_eq!(gauge.value(), 1);
-        drop(other);
-        assert_eq!(gauge.value(), 0);
     }
 }

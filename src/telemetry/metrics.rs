@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::collection::Collection;
 use super::detailed::Detailed;
-use super::instrument::{COUNT, Counter, Gauge, Histogram, SECONDS};
+use super::instrument::{COUNT, Counter, Histogram, SECONDS};
+use super::traces::{BatchSpan, Traced};
+use crate::clock::{self, Clock};
 use crate::store::{Class, StoreError};
 
 /// What kind of figure an instrument tells.
@@ -84,6 +86,10 @@ instruments! {
         "Calls answered: ok, over_limit, or the gRPC status of a call that was refused.";
     CALL_DURATION: Histogram "weir.call.duration" "s" []
         "Time from a decoded request to its response.";
+    CALLS_UNDER_WAY: Gauge "weir.calls.under_way" "{call}" []
+        "Calls that are being answered.";
+    CALLS_SHED: Counter "weir.calls.shed" "{call}" []
+        "Calls that were one too many, and were answered as --overload says without asking any bucket.";
     UNKNOWN_DOMAIN: Counter "weir.calls.unknown_domain" "{call}" []
         "Calls for a domain that has no rules; they are answered OK.";
     DECISIONS: Counter "weir.decisions" "{decision}" [domain, rule, outcome, source]
@@ -144,6 +150,10 @@ instruments! {
         "Connections of clients.";
     CONNECTIONS_ACCEPTED: Counter "weir.connections.accepted" "{connection}" [listener]
         "Connections of clients that were accepted.";
+    CONNECTIONS_REFUSED: Counter "weir.connections.refused" "{connection}" [listener]
+        "Connections that were closed at once, because there were as many as there may be.";
+    CONNECTIONS_FAILED: Counter "weir.connections.failed" "{connection}" [listener]
+        "Connections that never came to a request: their handshake failed, or took too long.";
     PROCESS_CPU: Counter "weir.process.cpu" "s" []
         "CPU time that the process has used.";
     PROCESS_MEMORY: Gauge "weir.process.resident_memory" "By" []
@@ -174,7 +184,9 @@ pub enum CallResult {
 impl CallResult {
     const ALL: [Self; 4] = [Self::Ok, Self::OverLimit, Self::InvalidArgument, Self::Unavailable];
 
-    fn label(self) -> &'static str {
+    /// As the label says it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::OverLimit => "over_limit",
@@ -194,7 +206,6 @@ pub struct Metrics {
     /// See [`DETAILED`].
     pub detailed: Detailed,
     stores: Named<StoreMetrics>,
-    listeners: Named<ListenerMetrics>,
     observers: RwLock<Vec<Observer>>,
 }
 
@@ -226,7 +237,6 @@ impl Metrics {
             call_duration: Histogram::new(SECONDS),
             unknown_domain: Counter::default(),
             stores: Mutex::default(),
-            listeners: Mutex::default(),
             observers: RwLock::default(),
         }
     }
@@ -243,12 +253,6 @@ impl Metrics {
     #[must_use]
     pub fn store(&self, name: &str) -> Arc<StoreMetrics> {
         named(&self.stores, name)
-    }
-
-    /// What is recorded of the listener of this name.
-    #[must_use]
-    pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
-        named(&self.listeners, name)
     }
 
     /// Has `observer` asked for its figures whenever some are collected.
@@ -269,10 +273,6 @@ impl Metrics {
         for (name, store) in all(&self.stores) {
             store.collect(&name, &mut to);
         }
-        for (name, listener) in all(&self.listeners) {
-            to.number(&CONNECTIONS, &[&name], float(listener.open.value()));
-            to.count(&CONNECTIONS_ACCEPTED, &[&name], listener.accepted.value());
-        }
         self.detailed.collect(&mut to);
         super::process::collect(&mut to);
         for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -290,22 +290,6 @@ fn named<T: Default>(things: &Named<T>, name: &str) -> Arc<T> {
 fn all<T>(things: &Named<T>) -> Vec<(Box<str>, Arc<T>)> {
     let things = things.lock().unwrap_or_else(PoisonError::into_inner);
     things.iter().map(|(name, thing)| (name.clone(), Arc::clone(thing))).collect()
-}
-
-/// What is recorded of a listener.
-#[derive(Debug, Default)]
-pub struct ListenerMetrics {
-    open: Arc<Gauge>,
-    accepted: Counter,
-}
-
-impl ListenerMetrics {
-    /// Counts a connection that has been accepted; it is open until what is returned is dropped.
-    #[must_use]
-    pub fn accepted(&self) -> super::instrument::OneMore {
-        self.accepted.increment();
-        Arc::clone(&self.open).one_more()
-    }
 }
 
 /// What was done about a reply that came after its call was answered.
@@ -379,15 +363,49 @@ pub struct NodeMetrics {
     pub batch_calls: Histogram,
 }
 
+/// A batch that is under way.
+#[derive(Debug)]
+pub struct MeasuredBatch<'n> {
+    metrics: &'n NodeMetrics,
+    start: std::time::Instant,
+    span: Option<BatchSpan>,
+}
+
+impl NodeMetrics {
+    /// Begins to measure a batch of so many calls to this node, of which these are traced.
+    pub fn start<'t>(
+        &self,
+        node: &str,
+        calls: usize,
+        traced: impl Iterator<Item = &'t Traced> + Clone,
+    ) -> MeasuredBatch<'_> {
+        self.batch_calls.record(calls as u64);
+        MeasuredBatch {
+            metrics: self,
+            start: clock::stopwatch(),
+            span: BatchSpan::start(node, calls, traced),
+        }
+    }
+}
+
+impl MeasuredBatch<'_> {
+    /// It has ended: with replies, with an error, or because its connection was given up.
+    pub fn end<T, E: std::fmt::Display>(self, replies: Option<&Result<T, E>>) {
+        let took = self.start.elapsed();
+        let Some(span) = self.span else { return self.metrics.batch_duration.record_time(took) };
+        self.metrics.batch_duration.record_time_in(took, span.place(), Clock::system().now());
+        span.end(match replies {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(error.to_string()),
+            None => Some("the connection was given up".to_owned()),
+        });
+    }
+}
+
 impl Default for NodeMetrics {
     fn default() -> Self {
         Self { batch_duration: Histogram::new(SECONDS), batch_calls: Histogram::new(COUNT) }
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a figure for people")]
-fn float(value: i64) -> f64 {
-    value as f64
 }
 
 #[cfg(test)]
@@ -439,15 +457,5 @@ mod tests {
         for (place, class) in Class::ALL.into_iter().enumerate() {
             assert_eq!(class as usize, place, "{class}");
         }
-    }
-
-    #[test]
-    fn a_connection_is_counted_while_it_is_open() {
-        let metrics = Metrics::default();
-        let connection = metrics.listener("grpc").accepted();
-        assert_eq!(metrics.collect().find(&CONNECTIONS, &["grpc"]), Some(1.0));
-        drop(connection);
-        assert_eq!(metrics.collect().find(&CONNECTIONS, &["grpc"]), Some(0.0));
-        assert_eq!(metrics.collect().find(&CONNECTIONS_ACCEPTED, &["grpc"]), Some(1.0));
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::denials::Sampler;
 use super::instrument::{SHARDS, shard};
 use crate::decision::Source;
 
@@ -62,6 +63,8 @@ struct Counts {
     first: OnceLock<Box<Cells>>,
     /// There once much is counted.
     spread: OnceLock<Box<[Cells]>>,
+    /// Counts lines of the log.
+    logged: Sampler,
 }
 
 /// Aligned so that two cores never write to one cache line (two, as processors fetch them in pairs).
@@ -94,6 +97,12 @@ impl Tally {
         if before >= OFTEN {
             counts.spread.get_or_init(|| (0..SHARDS).map(|_| Cells::default()).collect());
         }
+    }
+
+    /// Counts what is logged of the same rule.
+    #[must_use]
+    pub fn logged(&self) -> &Sampler {
+        &self.0.logged
     }
 
     /// What has been counted; `None` if nothing has.

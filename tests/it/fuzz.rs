@@ -14,6 +14,7 @@ use weir::proto::{Code, Entry, RateLimitDescriptor, RateLimitOverride, RateLimit
 use weir::rules::{LoadError, Problem, RuleSet, Severity};
 use weir::service::{Options, Service};
 use weir::store::{KeySeed, LocalStore};
+use weir::telemetry::Recorder;
 
 fn service(rules: RuleSet) -> Service {
     let store = LocalStore::new(NonZeroUsize::new(1_000).unwrap(), Clock::manual(1_790_000_000_000_000));
@@ -29,7 +30,7 @@ fn service(rules: RuleSet) -> Service {
             near_limit: 0.8,
             ..Options::default()
         },
-        Arc::default(),
+        Recorder::default(),
     )
 }
 

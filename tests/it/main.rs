@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod support {
+    pub(crate) mod collector;
     pub(crate) mod envoy;
     pub(crate) mod python;
     pub(crate) mod redis;
@@ -23,5 +24,6 @@ mod sentinel;
 mod serving;
 mod shipped;
 mod stores;
+mod telemetry;
 mod tiers;
 mod wire;

@@ -11,6 +11,7 @@ use super::queue::{Answer, Waiting};
 use super::script::{Batch, Decided};
 use crate::decision::BucketKey;
 use crate::store::StoreError;
+use crate::telemetry::traces::Traced;
 
 /// Calls that one script run decides.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(super) struct Group {
     /// When the last of them has to be answered: from then on nobody waits for it.
     pub(super) deadline: Instant,
     answers: Vec<oneshot::Sender<Answer>>,
+    /// Those of its calls that are traced.
+    pub(super) traced: Vec<Traced>,
 }
 
 impl Group {
@@ -27,12 +30,18 @@ impl Group {
     pub(super) fn sort(calls: Vec<Waiting>) -> SmallVec<[Self; 1]> {
         let mut groups: SmallVec<[Self; 1]> = SmallVec::new();
         let mut places: HashMap<Part, usize> = HashMap::new();
-        for Waiting { part, charges, deadline, answer } in calls {
+        for Waiting { part, charges, deadline, answer, traced } in calls {
             // Mostly all are in one part, and that is found without a search.
             let place = match groups.first() {
                 Some(first) if first.part == part => 0,
                 _ => *places.entry(part).or_insert_with(|| {
-                    groups.push(Self { part, batch: Batch::default(), deadline, answers: Vec::new() });
+                    groups.push(Self {
+                        part,
+                        batch: Batch::default(),
+                        deadline,
+                        answers: Vec::new(),
+                        traced: Vec::new(),
+                    });
                     groups.len() - 1
                 }),
             };
@@ -40,6 +49,7 @@ impl Group {
                 group.batch.push(&charges);
                 group.deadline = group.deadline.max(deadline);
                 group.answers.push(answer);
+                group.traced.extend(traced);
             }
         }
         groups
@@ -47,7 +57,8 @@ impl Group {
 
     /// The same calls, a group for each bucket, in order. Those for several buckets are told `error`.
     pub(super) fn singly(self, error: &StoreError) -> Vec<Self> {
-        let Self { part, batch, deadline, answers } = self;
+        // Whose call is whose is not told here: the first group has the traces of all.
+        let Self { part, batch, deadline, answers, mut traced } = self;
         let mut groups: Vec<Self> = Vec::new();
         let mut places: HashMap<BucketKey, usize> = HashMap::new();
         for (charges, answer) in batch.requests().zip(answers) {
@@ -59,7 +70,13 @@ impl Group {
                 continue;
             };
             let place = *places.entry(bucket).or_insert_with(|| {
-                groups.push(Self { part, batch: Batch::default(), deadline, answers: Vec::new() });
+                groups.push(Self {
+                    part,
+                    batch: Batch::default(),
+                    deadline,
+                    answers: Vec::new(),
+                    traced: std::mem::take(&mut traced),
+                });
                 groups.len() - 1
             });
             if let Some(group) = groups.get_mut(place) {

@@ -256,10 +256,11 @@ impl Node {
                 }
             }
             let Some((link, live)) = found.filter(|_| !open.is_empty()) else { break };
-            self.metrics.batch_calls.record(open.iter().map(|group| group.calls() as u64).sum());
-            let start = clock::stopwatch();
+            let calls = open.iter().map(Group::calls).sum();
+            let traced = open.iter().flat_map(|group| &group.traced);
+            let measured = self.metrics.start(&self.name, calls, traced);
             let replies = self.send(&live, lane, &open, whole).await;
-            self.metrics.batch_duration.record_time(start.elapsed());
+            measured.end(replies.as_ref());
             let replies = match replies {
                 Some(Ok(replies)) => replies,
                 Some(Err(error)) => {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Part;
 use super::script::{Decided, NamedCharge};
 use crate::store::StoreError;
+use crate::telemetry::traces::{self, Traced};
 
 /// The charges of one request.
 pub(super) type Charges = SmallVec<[NamedCharge; 2]>;
@@ -34,6 +35,8 @@ pub(super) struct Waiting {
     /// When it has to be answered.
     pub(super) deadline: Instant,
     pub(super) answer: oneshot::Sender<Answer>,
+    /// The call, if it is traced.
+    pub(super) traced: Option<Traced>,
 }
 
 /// A place in the queue's order for one batch at a time.
@@ -77,11 +80,12 @@ impl Queue {
         deadline: Instant,
     ) -> Result<(oneshot::Receiver<Answer>, Option<Lane>), StoreError> {
         let (answer, answered) = oneshot::channel();
+        let traced = traces::current();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.waiting.len() >= self.max_waiting {
             return Err(StoreError::Full);
         }
-        inner.waiting.push_back(Waiting { part, charges, deadline, answer });
+        inner.waiting.push_back(Waiting { part, charges, deadline, answer, traced });
         Ok((answered, inner.free.pop()))
     }
 

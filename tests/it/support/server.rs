@@ -13,6 +13,7 @@ use weir::app::{App, Error, Stop};
 use weir::proto::{Entry, RateLimitDescriptor, RateLimitRequest, RateLimitServiceClient};
 use weir::serve::Endpoint;
 use weir::settings::Settings;
+use weir::telemetry::Telemetry;
 
 /// A command line.
 #[derive(clap::Parser)]
@@ -44,6 +45,7 @@ fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
 /// Runs until it is dropped.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    pub(crate) telemetry: Telemetry,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), Error>>,
 }
@@ -51,13 +53,14 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn start(settings: Settings) -> Self {
         let app = App::bind(settings).await.unwrap();
+        let telemetry = app.telemetry();
         let address = app.grpc().find_map(address).expect("it listens on TCP");
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(app.run(async {
             _ = stopped.await;
             Stop::Gently
         }));
-        Self { address, stop: Some(stop), running }
+        Self { address, telemetry, stop: Some(stop), running }
     }
 
     pub(crate) async fn channel(&self) -> Channel {

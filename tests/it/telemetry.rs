@@ -1,0 +1,241 @@
+//! What weir tells of itself: metrics and traces at a real receiver, text that others can read, logs.
+
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::metrics::v1::metric;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tonic::Request;
+use weir::telemetry::otlp::{Extras, Sender};
+use weir::telemetry::settings::{Protocol, Sampling, TelemetrySettings};
+
+use crate::support::collector::{Collector, attribute};
+use crate::support::python;
+use crate::support::redis::RedisServer;
+use crate::support::server::{Server, request, rules, settings};
+
+const RULES: &str = "
+domain: api
+descriptors:
+  - { key: user, rate_limit: { unit: day, requests_per_unit: 3, name: few } }
+  - { key: told, detailed_metric: true, rate_limit: { unit: day, requests_per_unit: 3 } }
+";
+
+/// The trace and the span of a caller.
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const SPAN: &str = "00f067aa0ba902b7";
+
+fn telemetry(collector: &Collector, protocol: Protocol, traces: Sampling) -> TelemetrySettings {
+    TelemetrySettings {
+        otlp_endpoint: Some(collector.endpoint.clone()),
+        otlp_protocol: protocol,
+        otlp_interval: Duration::from_millis(100),
+        traces,
+        ..TelemetrySettings::default()
+    }
+}
+
+fn traced(flags: &str, key: &str) -> Request<weir::proto::RateLimitRequest> {
+    let mut request = Request::new(request("api", &[(key, b"ann")]));
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{SPAN}-{flags}").parse().unwrap());
+    request
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_reach_a_collector_over_grpc_and_http() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = match protocol {
+            Protocol::Grpc => Collector::grpc().await,
+            Protocol::Http => Collector::http().await,
+        };
+        let rules = rules(RULES);
+        let server = Server::start(weir::settings::Settings {
+            telemetry: telemetry(&collector, protocol, Sampling::Off),
+            ..settings(rules.path())
+        })
+        .await;
+        let mut client = server.client().await;
+        for _ in 0..5 {
+            client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
+        }
+        let series =
+            |outcome| [("domain", "api"), ("rule", "few"), ("outcome", outcome), ("source", "local")];
+        collector
+            .wait_for("count of denials", |got| {
+                (got.count("weir.decisions", &series("over_limit")) == Some(2)).then_some(())
+            })
+            .await;
+        collector.now(|got| {
+            assert_eq!(got.count("weir.decisions", &series("ok")), Some(2));
+            assert_eq!(got.count("weir.decisions", &series("near_limit")), Some(1));
+            assert_eq!(got.count("weir.calls", &[("result", "over_limit")]), Some(2));
+            assert_eq!(got.resource("service.name").as_deref(), Some("weir"));
+            assert!(got.resource("service.instance.id").is_some());
+            let duration = got.metric("weir.call.duration").unwrap();
+            let Some(metric::Data::Histogram(told)) = &duration.data else { panic!("{duration:?}") };
+            assert_eq!((told.data_points[0].count, &*duration.unit), (5, "s"));
+            assert_eq!(told.data_points[0].bucket_counts.iter().sum::<u64>(), 5);
+        });
+        server.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_last_is_sent_before_the_end() {
+    let collector = Collector::grpc().await;
+    let rules = rules(RULES);
+    let mut telemetry = telemetry(&collector, Protocol::Grpc, Sampling::Ratio(1.0));
+    telemetry.otlp_interval = Duration::from_secs(3_600);
+    let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+    let mut client = server.client().await;
+    client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
+    drop(client);
+    server.stop().await.unwrap();
+    collector.now(|got| {
+        assert_eq!(got.count("weir.calls", &[("result", "ok")]), Some(1));
+        assert_eq!(got.spans().count(), 1);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_continues_its_callers_trace_and_its_batch_to_redis_is_linked() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = match protocol {
+            Protocol::Grpc => Collector::grpc().await,
+            Protocol::Http => Collector::http().await,
+        };
+        let (redis, rules) = (RedisServer::start(), rules(RULES));
+        let server = Server::start(weir::settings::Settings {
+            redis: Some(redis.url().into()),
+            redis_timeout: Duration::from_secs(5),
+            telemetry: telemetry(&collector, protocol, Sampling::Parent),
+            ..settings(rules.path())
+        })
+        .await;
+        let mut client = server.client().await;
+        // Until Redis is connected, calls are answered without it.
+        let connected = async {
+            while client.should_rate_limit(request("api", &[("told", b"x")])).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), connected).await.expect("Redis is connected");
+        client.should_rate_limit(traced("00", "told")).await.unwrap();
+        client.should_rate_limit(traced("01", "user")).await.unwrap();
+        let text = server.telemetry.render(Some("application/openmetrics-text")).1;
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with("weir_call_duration_seconds_bucket") && line.contains(TRACE)),
+            "{text}"
+        );
+        drop(client);
+        server.stop().await.unwrap();
+        collector.now(|got| {
+            let spans: Vec<_> = got.spans().collect();
+            assert_eq!(spans.len(), 2, "only those of the call that is sampled: {spans:?}");
+            let call = spans.iter().find(|span| span.kind() == SpanKind::Server).unwrap();
+            assert_eq!(call.name, "envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit");
+            assert_eq!((hex(&call.trace_id), hex(&call.parent_span_id)), (TRACE.into(), SPAN.into()));
+            assert_eq!(attribute(&call.attributes, "weir.domain").as_deref(), Some("api"));
+            assert_eq!(attribute(&call.attributes, "weir.result").as_deref(), Some("ok"));
+            assert_eq!(attribute(&call.attributes, "rpc.grpc.status_code").as_deref(), Some("0"));
+            let batch = spans.iter().find(|span| span.kind() == SpanKind::Client).unwrap();
+            assert_eq!((&batch.trace_id, &batch.parent_span_id), (&call.trace_id, &call.span_id));
+            assert_eq!(batch.links.len(), 1);
+            assert_eq!((&batch.links[0].trace_id, &batch.links[0].span_id), (&call.trace_id, &call.span_id));
+            assert_eq!(attribute(&batch.attributes, "weir.batch.calls").as_deref(), Some("1"));
+            assert!(call.start_time_unix_nano <= batch.start_time_unix_nano);
+            assert!(batch.end_time_unix_nano <= call.end_time_unix_nano);
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_without_a_callers_word_are_traced_by_lot() {
+    for (share, least, most) in [(1.0, 200, 200), (0.5, 60, 140), (0.0, 0, 0)] {
+        let collector = Collector::grpc().await;
+        let rules = rules(RULES);
+        let server = Server::start(weir::settings::Settings {
+            telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Ratio(share)),
+            ..settings(rules.path())
+        })
+        .await;
+        let mut client = server.client().await;
+        for _ in 0..200 {
+            client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
+        }
+        drop(client);
+        server.stop().await.unwrap();
+        let spans = collector.now(|got| got.spans().count());
+        assert!((least..=most).contains(&spans), "{spans} of 200 at {share}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_of_the_environment_go_with_each_report() {
+    let variable =
+        |name: &str| (name == "OTEL_EXPORTER_OTLP_HEADERS").then(|| "x-token=one%20two".to_owned());
+    let extras = Extras::from_env(variable).unwrap();
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = match protocol {
+            Protocol::Grpc => Collector::grpc().await,
+            Protocol::Http => Collector::http().await,
+        };
+        let sender = Sender::new(&collector.endpoint, protocol, &extras).unwrap();
+        assert!(sender.metrics(Default::default()).await);
+        collector.now(|got| assert_eq!(got.tokens, ["one two"]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_is_not_there_disturbs_no_call_and_no_end() {
+    let rules = rules(RULES);
+    let telemetry = TelemetrySettings {
+        otlp_endpoint: Some("http://127.0.0.1:1".into()),
+        otlp_interval: Duration::from_millis(100),
+        traces: Sampling::Ratio(1.0),
+        ..TelemetrySettings::default()
+    };
+    let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+    let mut client = server.client().await;
+    for _ in 0..100 {
+        client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
+    }
+    drop(client);
+    server.stop().await.unwrap();
+}
+
+/// Python's own parsers of both formats, which are strict, read every series.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_read_both_text_formats() {
+    let collector = Collector::grpc().await;
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let server = Server::start(weir::settings::Settings {
+        redis: Some(redis.url().into()),
+        telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Ratio(1.0)),
+        ..settings(rules.path())
+    })
+    .await;
+    let mut client = server.client().await;
+    for value in [&b"ann"[..], b"\xff\"\n\\{}", b""] {
+        for key in ["user", "told", "unknown"] {
+            // Also what is answered UNAVAILABLE, before Redis is connected, is counted.
+            _ = client.should_rate_limit(request("api", &[(key, value)])).await;
+        }
+    }
+    _ = client.should_rate_limit(request("elsewhere", &[("user", b"ann")])).await;
+    for (name, accept) in [("text", None), ("openmetrics", Some("application/openmetrics-text"))] {
+        let (content_type, text) = server.telemetry.render(accept);
+        assert!(content_type.contains(if accept.is_some() { "openmetrics" } else { "text/plain" }));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let read = python::run("metrics.py", &[name, file.path().to_str().unwrap()]);
+        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(read.trim(), samples.to_string(), "{text}");
+    }
+    drop(client);
+    server.stop().await.unwrap();
+}
