@@ -27,7 +27,7 @@ mod yaml;
 
 pub(crate) use explain::text;
 pub use explain::{Explanation, Step};
-pub use file::Unit;
+pub use file::{HashTag, Unit};
 pub use files::ContentHash;
 pub use problem::{Place, Problem, Severity};
 pub use reply::{Denial, Header, HeaderStyle, Headers};

@@ -16,7 +16,7 @@ use crate::clock::{self, Micros};
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdict};
 use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
-use crate::rules::{Allowance, Denial, Domain, Entry, Headers, Resolved, Rule, RuleLimit, RuleSet};
+use crate::rules::{Allowance, Denial, Domain, Entry, HashTag, Headers, Resolved, Rule, RuleLimit, RuleSet};
 use crate::serve::{Policy, Shed};
 use crate::store::{Identity, KeySeed, NameBuilder};
 use crate::telemetry::Recorder;
@@ -167,6 +167,33 @@ fn is_among(percent: u32, domain: &str, descriptor: &convert::Descriptor<'_>, ru
     hash % 100 < u128::from(percent)
 }
 
+/// Begins what a bucket is called in Redis, in the store of this name and under the domain's hash tag.
+fn name(
+    store: Option<&str>,
+    domain: &str,
+    rules: Option<&Domain>,
+    descriptor: &convert::Descriptor<'_>,
+    shared: &[Option<Box<[u8]>>],
+) -> NameBuilder {
+    let mut name = NameBuilder::in_store(store, domain);
+    match rules.and_then(Domain::hash_tag) {
+        None => {}
+        Some(HashTag::Domain) => name = name.tagged_by_domain(domain),
+        Some(HashTag::Entry(key)) => {
+            if let Some(place) = descriptor.entries.iter().position(|entry| *entry.key == **key)
+                && let Some(entry) = descriptor.entries.get(place)
+            {
+                name = match shared.get(place) {
+                    Some(Some(pattern)) => name.tagged_by_shared_entry(domain, key, pattern),
+                    _ => name.tagged_by_entry(domain, key, entry.value),
+                };
+            }
+        }
+    }
+    identify(&mut name, descriptor, shared);
+    name
+}
+
 impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
@@ -311,8 +338,8 @@ impl Service {
             });
             plan.limits.push(LimitSource::Rule(rule_limit));
             if self.limiter.memory().is_none() {
-                let mut name = NameBuilder::in_store(self.store_of(plan.domain, &limit), domain);
-                identify(&mut name, descriptor, &rule.shared);
+                let store = self.store_of(plan.domain, &limit);
+                let name = name(store, domain, plan.domain, descriptor, &rule.shared);
                 plan.names.push(name.limit(rule_limit.limit_id.as_bytes()));
             }
         }
@@ -345,8 +372,8 @@ impl Service {
         });
         plan.limits.push(LimitSource::Request(limit));
         if self.limiter.memory().is_none() {
-            let mut name = NameBuilder::in_store(self.store_of(plan.domain, &limit.limit()), domain);
-            identify(&mut name, descriptor, &[]);
+            let store = self.store_of(plan.domain, &limit.limit());
+            let name = name(store, domain, plan.domain, descriptor, &[]);
             plan.names.push(name.limit_override(unit));
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::file::{Descriptor, File, Share};
+use super::file::{Descriptor, File, HashTag, Share};
 use super::problem::{Path, Place, Problem, Problems};
 use super::reply::Headers;
 use super::rule::{Rule, Source};
@@ -48,6 +48,7 @@ struct Common<'f> {
     on_redis_failure: Option<(OnRedisFailure, Source)>,
     redis: Option<(String, Source)>,
     headers: Option<(Arc<Headers>, Source)>,
+    redis_hash_tag: Option<(HashTag, Source)>,
 }
 
 /// The levels above a rule, and its own.
@@ -114,6 +115,7 @@ impl Compiler {
             } else {
                 let domain = domains.entry(name.into()).or_default();
                 domain.redis = common.redis.clone();
+                domain.hash_tag = common.redis_hash_tag.as_ref().map(|(tag, _)| tag.clone());
                 scope.file(domain, file);
             }
         }
@@ -138,6 +140,7 @@ impl<'f> Common<'f> {
             Field::Absent | Field::Broken => Field::Absent,
         };
         once(&mut self.headers, &headers, "headers", scope.problems);
+        once(&mut self.redis_hash_tag, &file.redis_hash_tag, "redis_hash_tag", scope.problems);
         self.tiers.add_tiers(file, scope);
     }
 

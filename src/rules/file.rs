@@ -23,6 +23,7 @@ pub(super) struct File {
     pub(super) on_redis_failure: Field<OnRedisFailure>,
     pub(super) redis: Field<String>,
     pub(super) headers: Field<HeaderChoice>,
+    pub(super) redis_hash_tag: Field<HashTag>,
     pub(super) tiers: Field<BTreeMap<String, Field<TierLimits>>>,
     pub(super) subjects: Field<BTreeMap<String, Field<Subject>>>,
 }
@@ -148,6 +149,44 @@ pub(super) struct Descriptor {
     pub(super) value_to_metric: Field<bool>,
     pub(super) share_threshold: Field<bool>,
     pub(super) metadata: Field<Any>,
+}
+
+/// By what the keys of a domain are brought together in a Redis Cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashTag {
+    /// All of them.
+    Domain,
+    /// Those that have the same value of the entry with this key.
+    Entry(Box<[u8]>),
+}
+
+impl<'de> Deserialize<'de> for HashTag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or(deserializer)
+    }
+}
+
+impl<'de> FromText<'de> for HashTag {
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text == "domain" {
+            return Ok(Self::Domain);
+        }
+        let text = shorten(text);
+        Err(format!("expected `domain`, or an entry as in `{{ entry: user_id }}`, found `{text}`"))
+    }
+
+    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct ByEntry {
+            entry: String,
+        }
+        let ByEntry { entry } = ByEntry::deserialize(deserializer)?;
+        if entry.is_empty() {
+            return Err(de::Error::custom("`entry` is a key of descriptors, and cannot be empty"));
+        }
+        Ok(Self::Entry(entry.into_bytes().into()))
+    }
 }
 
 /// A list of texts; of one, the text alone will do.
@@ -277,7 +316,7 @@ const LONGEST_WORD: usize = 64;
 /// What is said of a key that its map does not have: where it belongs, or which one may have been meant.
 pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
     const KEYS: [(&str, &[&str]); 5] = [
-        ("at the top of the file", &["domain", "redis", "tiers", "subjects", "headers"]),
+        ("at the top of the file", &["domain", "redis", "redis_hash_tag", "tiers", "subjects", "headers"]),
         (
             "in the descriptor, beside `key`",
             &[

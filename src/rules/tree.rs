@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::file::HashTag;
 use super::reply::Headers;
 use super::rule::{Rule, Source};
 use crate::telemetry::instrument::Counter;
@@ -44,6 +45,8 @@ pub struct Domain {
     pub(super) redis: Option<(String, Source)>,
     /// Headers that tell of its limits, if not those of the process.
     pub headers: Option<Arc<Headers>>,
+    /// By what its keys are brought together in a Cluster.
+    pub(super) hash_tag: Option<HashTag>,
     /// Counts descriptors that meet no limit.
     pub unmatched: Arc<Counter>,
     /// Counts what limits decide that requests bring along.
@@ -125,6 +128,12 @@ impl Domain {
     #[must_use]
     pub fn redis(&self) -> Option<&str> {
         self.redis.as_ref().map(|(name, _)| name.as_str())
+    }
+
+    /// By what its keys are brought together in a Redis Cluster, if they are.
+    #[must_use]
+    pub fn hash_tag(&self) -> Option<&HashTag> {
+        self.hash_tag.as_ref()
     }
 
     /// The rule whose limit applies to a descriptor, if there is one.

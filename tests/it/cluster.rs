@@ -197,6 +197,42 @@ async fn a_request_over_several_slots_is_admitted_in_all_or_costs_nothing_in_any
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_hash_tag_the_keys_of_a_request_are_in_one_slot_and_it_is_one_script_run() {
+    let cluster = RedisCluster::start();
+    let rules = rules(&RULES.replace("domain: api", "domain: api\nredis_hash_tag: { entry: user }").replace(
+        "  - { key: wide,",
+        "  - key: user\n    rate_limit: 100/day\n    descriptors: [ { key: path, rate_limit: 100/hour } ]\n  - { key: wide,",
+    ));
+    let weir = serve(rules.path(), &cluster);
+    for user in 0..20 {
+        let user = user.to_string();
+        let mut both = request("api", &[("user", user.as_bytes()), ("path", b"/")]);
+        let by_user = both.descriptors[0].entries[0].clone();
+        both.descriptors[1].entries.insert(0, by_user);
+        let answer = client(&weir).await.should_rate_limit(both).await.unwrap().into_inner();
+        let left: Vec<u32> = answer.statuses.iter().map(|status| status.limit_remaining).collect();
+        assert_eq!(left, [99, 99]);
+    }
+    // A run for each request: a split one would be two. One more where a node did not know the script, for each connection.
+    let calls = |node: &RedisServer, command: &str| -> u64 {
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut node.connection()).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+    };
+    let primaries = &cluster.nodes()[..3];
+    let runs: u64 = primaries.iter().map(|node| calls(node, "evalsha")).sum();
+    assert!((20..=26).contains(&runs), "{runs} runs");
+    let keys: Vec<String> = primaries
+        .iter()
+        .flat_map(|node| {
+            redis::cmd("KEYS").arg("weir:{*").query::<Vec<String>>(&mut node.connection()).unwrap()
+        })
+        .collect();
+    assert_eq!(keys.len(), 40, "{keys:?}");
+    assert!(keys.iter().any(|key| key == "weir:{user=7}api|user=7|path=/|hour"), "{keys:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_while_calls_come_cost_no_call_and_no_charge() {
     let (cluster, rules) = (RedisCluster::start(), rules(RULES));
     let weirs = [serve(rules.path(), &cluster)];

@@ -597,3 +597,22 @@ fn limits_that_never_matter_or_admit_nothing_are_warned_about() {
         said_of_descriptor(inner, &said);
     }
 }
+
+#[test]
+fn a_hash_tag_is_the_domain_or_an_entry_and_mistakes_in_it_are_told() {
+    let set = |tag: &str| rules(&format!("domain: api\nredis_hash_tag: {tag}\ndescriptors: []\n"));
+    assert_eq!(set("domain").domain("api").unwrap().hash_tag(), Some(&HashTag::Domain));
+    let by_user = HashTag::Entry(b"user".as_slice().into());
+    assert_eq!(set("{ entry: user }").domain("api").unwrap().hash_tag(), Some(&by_user));
+    assert_eq!(rules("domain: api\n").domain("api").unwrap().hash_tag(), None);
+    for (tag, said) in [
+        ("user", "expected `domain`, or an entry as in `{ entry: user_id }`, found `user`"),
+        ("{ entry: '' }", "`entry` is a key of descriptors, and cannot be empty"),
+        ("{ key: user }", "`key` does not belong here"),
+        ("{}", "entry"),
+    ] {
+        let found = problems(&format!("domain: api\nredis_hash_tag: {tag}\n"));
+        let is_told = found.iter().any(|found| found.starts_with("2:") && found.contains(said));
+        assert!(is_told, "{tag}: {found:?}");
+    }
+}
