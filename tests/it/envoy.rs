@@ -344,18 +344,20 @@ fn every_bootstrap_runs_as_it_is() {
         fs::read_dir("envoy").unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(
         shipped,
-        ["envoy.yaml", "features", "features.yaml"].map(Into::into).into(),
+        ["envoy.yaml", "features", "features.yaml", "llm.yaml"].map(Into::into).into(),
         "and no other is there"
     );
 
-    for (bootstrap, rules, path) in
-        [("envoy.yaml", "config", "/"), ("features.yaml", "envoy/features", "/metadata")]
-    {
+    for (bootstrap, rules, path) in [
+        ("envoy.yaml", "config", "/"),
+        ("features.yaml", "envoy/features", "/metadata"),
+        ("llm.yaml", "config/examples/llm.yaml", "/"),
+    ] {
         let weir = Weir::start(Path::new(rules));
         let envoy = Envoy::start_as_shipped(bootstrap, weir.grpc());
         // It gives weir 20 ms, which may be too little while other tests have the machine.
         let limited = (0..100).any(|_| {
-            let answer = envoy.send(&get(path));
+            let answer = envoy.send(&get(path).header("x-user-id", "zoe"));
             answer.status == 429 || answer.header("x-ratelimit-limit").is_some()
         });
         assert!(limited, "{bootstrap}: weir never answered in time");

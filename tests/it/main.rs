@@ -20,6 +20,7 @@ mod fuzz;
 mod protocol;
 mod redis;
 mod reload;
+mod replies;
 mod sentinel;
 mod serving;
 mod shipped;

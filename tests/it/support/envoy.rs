@@ -59,7 +59,7 @@ impl Envoy {
             .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"])
             .args([Path::new("--config-path"), &config, Path::new("--admin-address-path"), &admin])
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(File::create(directory.path().join("access")).unwrap())
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
@@ -79,6 +79,22 @@ impl Envoy {
     /// Sends a request to the front door.
     pub(crate) fn send(&self, request: &Request<'_>) -> Response {
         request.send(self.front).expect("Envoy answers")
+    }
+
+    /// Its access log, for bootstraps that write one to standard output, once it is as `awaited`. Envoy writes it from time
+    /// to time.
+    pub(crate) fn accessed(&self, awaited: impl Fn(&str) -> bool) -> String {
+        const PAUSE: Duration = Duration::from_millis(50);
+
+        let mut log = String::new();
+        for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+            log = fs::read_to_string(self.directory.path().join("access")).unwrap();
+            if awaited(&log) {
+                return log;
+            }
+            thread::sleep(PAUSE);
+        }
+        panic!("not what was awaited of the access log:\n{log}");
     }
 
     /// Sends the same request `times` times, one after the other: the status of each answer.
@@ -214,17 +230,18 @@ impl<'a> Request<'a> {
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
+    pub(crate) body: String,
     headers: Vec<(String, String)>,
 }
 
 impl Response {
     fn parse(answer: &str) -> Option<Self> {
-        let (head, _) = answer.split_once("\r\n\r\n")?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
         let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
         let header =
             |line: &str| line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Some(Self { status, headers: lines.map(header).collect::<Option<_>>()? })
+        Some(Self { status, body: body.to_owned(), headers: lines.map(header).collect::<Option<_>>()? })
     }
 
     /// The value of a header, which Envoy names in small letters.
