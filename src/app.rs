@@ -121,8 +121,8 @@ impl App {
                 for (name, target) in &named {
                     store = store.with_store(name, target, tuning)?;
                 }
-                let (timeout, remember) = (settings.redis_timeout, settings.remember_denials);
-                Limiter::shared(store, KeySeed::random()?, timeout, remember, clock.clone())
+                let failing = settings.failing();
+                Limiter::shared(store, KeySeed::random()?, clock, settings.max_buckets, failing)
             }
             None => {
                 Limiter::in_memory(LocalStore::new(settings.max_buckets, clock.clone()), KeySeed::random()?)

@@ -99,7 +99,7 @@ impl fmt::Display for State {
 }
 
 /// The parts that a window is counted in: what is older than a window is forgotten a tenth of it at a time.
-const PARTS: usize = 10;
+const PARTS: u8 = 10;
 
 /// How much longer than it has to a breaker may stay open, by lot.
 const LOT: f64 = 0.25;
@@ -123,7 +123,7 @@ enum Phase {
 /// What was asked lately and what of it failed, by parts of the window.
 #[derive(Debug)]
 struct Lately {
-    parts: [(u32, u32); PARTS],
+    parts: [(u32, u32); PARTS as usize],
     /// The part that counts now, and when it began.
     current: usize,
     began: Instant,
@@ -131,17 +131,17 @@ struct Lately {
 
 impl Lately {
     fn new(now: Instant) -> Self {
-        Self { parts: [(0, 0); PARTS], current: 0, began: now }
+        Self { parts: [(0, 0); PARTS as usize], current: 0, began: now }
     }
 
     fn count(&mut self, failed: bool, window: Duration, now: Instant) {
-        let part = (window / PARTS as u32).max(Duration::from_millis(1));
+        let part = (window / u32::from(PARTS)).max(Duration::from_millis(1));
         for _ in 0..PARTS {
             if now.saturating_duration_since(self.began) < part {
                 break;
             }
             self.began += part;
-            self.current = (self.current + 1) % PARTS;
+            self.current = (self.current + 1) % self.parts.len();
             if let Some(counts) = self.parts.get_mut(self.current) {
                 *counts = (0, 0);
             }
@@ -341,7 +341,11 @@ impl Breaker {
     }
 
     /// Probes the store whenever that is due, for ever. `probe` says why it failed; it has to end by itself.
-    pub async fn keep_probing<E: fmt::Display>(&self, probe: impl AsyncFn() -> Result<(), E>) {
+    pub async fn keep_probing<P, E>(&self, probe: impl Fn() -> P)
+    where
+        P: Future<Output = Result<(), E>>,
+        E: fmt::Display,
+    {
         loop {
             let next = self.circuit().next_probe();
             let Some(next) = next else {

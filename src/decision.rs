@@ -44,6 +44,21 @@ pub enum OnRedisFailure {
     Allow,
 }
 
+impl OnRedisFailure {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Local, Self::Deny, Self::Allow];
+
+    /// As rules and settings write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Deny => "deny",
+            Self::Allow => "allow",
+        }
+    }
+}
+
 /// One limit that a request meets.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Charge {
@@ -71,11 +86,13 @@ pub enum Source {
     Local,
     /// A denial by Redis that is remembered.
     Remembered,
+    /// Nobody was asked: Redis did not answer, and its rule says what is answered then.
+    Policy,
 }
 
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Redis, Self::Local, Self::Remembered];
+    pub const ALL: [Self; 4] = [Self::Redis, Self::Local, Self::Remembered, Self::Policy];
 
     /// As metrics say it.
     #[must_use]
@@ -84,6 +101,7 @@ impl Source {
             Self::Redis => "redis",
             Self::Local => "local",
             Self::Remembered => "remembered",
+            Self::Policy => "policy",
         }
     }
 }

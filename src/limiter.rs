@@ -1,27 +1,27 @@
 //! From charges to a decision: the only place where stores are chosen between.
 //!
 //! Buckets are in this process's memory, or in a Redis that several processes share. Redis is not asked again about what
-//! it has denied, while that cannot change. A request whose buckets are in several slots of a Cluster is decided part by
-//! part ([`parts`]).
+//! it has denied, while that cannot change; and when it does not answer, buckets of this process's own decide. A request
+//! whose buckets are in several slots of a Cluster, or in several stores, is decided part by part.
 
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::time::Instant;
 
-use crate::clock::{self, Clock, Micros};
-use crate::decision::{Charge, Decision, Source};
-use crate::store::{Class, Failure, KeySeed, LocalStore, Part, RedisStore, StoreError};
+use crate::clock::Clock;
+use crate::decision::{Charge, Decision, OnRedisFailure, Source};
+use crate::store::{KeySeed, LocalStore, RedisStore, Usage};
 
 mod denials;
+mod fallback;
 mod parts;
 mod refunds;
+mod shared;
 
-use denials::Denials;
-use parts::Piece;
-use refunds::Refunds;
+use shared::{Shared, Sweeping};
 
 /// Decides requests.
 #[derive(Debug)]
@@ -33,18 +33,20 @@ pub struct Limiter {
 #[derive(Debug)]
 enum Store {
     Memory(LocalStore),
-    Shared(Shared),
+    Shared(Arc<Shared>, #[allow(dead_code, reason = "held for its drop")] Sweeping),
 }
 
-/// A Redis that several processes share.
-#[derive(Debug)]
-struct Shared {
-    redis: Arc<RedisStore>,
-    /// How long a call may take.
-    timeout: Duration,
-    denials: Arc<Denials>,
-    refunds: Arc<Refunds>,
-    clock: Clock,
+/// What is done where Redis does not answer, and so that it need not.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing {
+    /// How long a call may take, from its arrival on.
+    pub timeout: Duration,
+    /// How long a denial is remembered at most.
+    pub remember: Duration,
+    /// What is answered, where a rule says nothing else.
+    pub on_failure: OnRedisFailure,
+    /// How many processes there are at least.
+    pub replicas: NonZeroU32,
 }
 
 /// What the buckets of a request's charges are called in a shared store, in the order of the charges.
@@ -57,19 +59,18 @@ impl Limiter {
         Self { store: Store::Memory(store), keys }
     }
 
-    /// A limiter over buckets in Redis; `keys` tells buckets apart within a batch. Calls have `timeout` from their arrival
-    /// on, and denials are remembered for `remember` at most.
+    /// A limiter over buckets in Redis, and in its place about `capacity` of its own; `keys` tells buckets apart here. Must
+    /// be called within a tokio runtime.
     #[must_use]
     pub fn shared(
         redis: RedisStore,
         keys: KeySeed,
-        timeout: Duration,
-        remember: Duration,
         clock: Clock,
+        capacity: NonZeroUsize,
+        failing: Failing,
     ) -> Self {
-        let (redis, denials) = (Arc::new(redis), Arc::new(Denials::new(remember)));
-        let shared = Shared { redis, timeout, denials, refunds: Arc::default(), clock };
-        Self { store: Store::Shared(shared), keys }
+        let (shared, sweeping) = Shared::new(redis, clock, capacity, failing);
+        Self { store: Store::Shared(shared, sweeping), keys }
     }
 
     /// The store, if it is this process's memory: then a decision is had at once.
@@ -77,27 +78,42 @@ impl Limiter {
     pub fn memory(&self) -> Option<&LocalStore> {
         match &self.store {
             Store::Memory(store) => Some(store),
-            Store::Shared(_) => None,
+            Store::Shared(..) => None,
         }
     }
 
-    /// The store in Redis, if there is one.
+    /// The Redis, if buckets are shared in one.
     #[must_use]
     pub fn redis(&self) -> Option<&RedisStore> {
         match &self.store {
             Store::Memory(_) => None,
-            Store::Shared(shared) => Some(&shared.redis),
+            Store::Shared(shared, _) => Some(shared.redis()),
+        }
+    }
+
+    /// How full this process's own buckets are: all there are, or those that stand in for Redis.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        match &self.store {
+            Store::Memory(store) => store.usage(),
+            Store::Shared(shared, _) => shared.fallback().usage(),
+        }
+    }
+
+    /// Buckets that Redis has to be told of, because they were decided on without it.
+    #[must_use]
+    pub fn owing(&self) -> usize {
+        match &self.store {
+            Store::Memory(_) => 0,
+            Store::Shared(shared, _) => shared.fallback().owing(),
         }
     }
 
     /// Decides one request: all of its charges or none. `names` is needed where [`Limiter::memory`] is not.
-    ///
-    /// # Errors
-    /// When a shared store has no answer.
-    pub async fn decide(&self, charges: &[Charge], names: Names) -> Result<Decision, StoreError> {
+    pub async fn decide(&self, charges: &[Charge], names: &Names) -> Decision {
         match &self.store {
-            Store::Memory(store) => Ok(store.decide(charges)),
-            Store::Shared(shared) => shared.decide(charges, &names).await,
+            Store::Memory(store) => store.decide(charges).said_by(Source::Local),
+            Store::Shared(shared, _) => shared.decide(charges, names).await,
         }
     }
 
@@ -106,7 +122,16 @@ impl Limiter {
     pub fn lost_refunds(&self) -> u64 {
         match &self.store {
             Store::Memory(_) => 0,
-            Store::Shared(shared) => shared.refunds.lost(),
+            Store::Shared(shared, _) => shared.lost_refunds(),
+        }
+    }
+
+    /// Says goodbye to Redis, so that other processes take over this one's share at once.
+    pub async fn leave(&self) {
+        if let Some(redis) = self.redis() {
+            for node in redis.nodes() {
+                node.leave().await;
+            }
         }
     }
 
@@ -115,69 +140,4 @@ impl Limiter {
     pub fn keys(&self) -> KeySeed {
         self.keys
     }
-}
-
-impl Shared {
-    async fn decide(&self, charges: &[Charge], names: &Names) -> Result<Decision, StoreError> {
-        let deadline = clock::instant() + self.timeout;
-        let gives_back = charges.iter().any(|charge| charge.hits.give_back());
-        let _giving_back = gives_back.then(|| self.denials.giving_back(charges));
-        let asked = self.clock.now();
-        if let Some(decision) = self.denials.decide(charges, asked) {
-            return Ok(decision.said_by(Source::Remembered));
-        }
-        let generations = self.denials.generations(charges);
-        let (mut decision, mut longest) = match parts::split(charges, names, |name| self.redis.part_of(name))
-        {
-            None => (ask(&self.redis, charges, names, deadline).await, Micros::MAX),
-            Some(pieces) => (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED),
-        };
-        // While a slot moves, its buckets may be in two places: each is a part of its own then.
-        if decision.as_ref().is_err_and(|error| error.class() == Class::Moving)
-            && let Some(pieces) = parts::split(charges, names, Bytes::clone)
-        {
-            (decision, longest) = (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED);
-        }
-        let decision = decision?.said_by(Source::Redis);
-        if !gives_back {
-            self.denials.remember(charges, &decision, asked, &generations, longest);
-        }
-        Ok(decision)
-    }
-
-    /// Decides a request part by part. By a task of its own: should the caller go away in between, what is taken in one
-    /// part is given back all the same when another denies.
-    async fn in_parts(
-        &self,
-        charges: &[Charge],
-        pieces: SmallVec<[Piece; 4]>,
-        deadline: Instant,
-    ) -> Result<Decision, StoreError> {
-        let charges = parts::Charges::from_slice(charges);
-        let (redis, denials, refunds) =
-            (Arc::clone(&self.redis), Arc::clone(&self.denials), Arc::clone(&self.refunds));
-        let deciding = tokio::spawn(async move {
-            let asked = pieces.iter().map(|piece| ask(&redis, &piece.charges, &piece.names, deadline));
-            let mut error = StoreError::Lost;
-            let note = |answer: Result<Decision, StoreError>| answer.map_err(|failed| error = failed).ok();
-            let decisions: Vec<Option<Decision>> = parts::all(asked).await.into_iter().map(note).collect();
-            let (decision, taken) = parts::conclude(&charges, &pieces, &decisions);
-            taken.into_iter().for_each(|refund| refunds.give_back(refund, &redis, &denials));
-            decision.ok_or(error)
-        });
-        // Nothing ends this task but the end of the runtime.
-        deciding.await.unwrap_or(Err(StoreError::Lost))
-    }
-}
-
-/// Asks about a request whose buckets are all in one part.
-async fn ask(
-    redis: &RedisStore,
-    charges: &[Charge],
-    names: &Names,
-    deadline: Instant,
-) -> Result<Decision, StoreError> {
-    let part = names.first().map_or(Part::ONLY, |name| redis.part_of(name));
-    let answer = redis.decide(part, charges, names.iter().cloned(), deadline).await;
-    answer.map_err(|Failure { error, .. }| error)
 }

@@ -211,8 +211,7 @@ impl Service {
     /// Answers one request, and counts what comes of it.
     ///
     /// # Errors
-    /// `UNAVAILABLE` before any rules are loaded and when a shared store has no answer, `INVALID_ARGUMENT` for what only
-    /// a misconfigured proxy sends.
+    /// `UNAVAILABLE` before any rules are loaded, `INVALID_ARGUMENT` for what only a misconfigured proxy sends.
     pub async fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
         let start = clock::stopwatch();
         let answer = self.decide(request).await;
@@ -250,8 +249,7 @@ impl Service {
         let rules = self.rules.load_full().ok_or_else(no_rules)?;
         let mut plan = self.plan(&rules, request)?;
         let names = std::mem::take(&mut plan.names);
-        let decision = self.limiter.decide(&plan.charges, names).await;
-        let decision = decision.map_err(|error| Status::unavailable(error.to_string()))?;
+        let decision = self.limiter.decide(&plan.charges, &names).await;
         self.count(request, &plan, &decision);
         Ok(self.response(request, &plan, &decision))
     }

@@ -11,9 +11,11 @@ use crate::rules::{Following, Headers};
 use crate::serve::Endpoint;
 use crate::telemetry::settings::TelemetrySettings;
 
+mod failure;
 mod redis;
 mod serving;
 
+pub use failure::FailureSettings;
 pub use redis::{RedisFiles, RedisStores, RedisTuning, RedisUrl};
 pub use serving::Serving;
 
@@ -77,6 +79,10 @@ pub struct Settings {
     #[arg(long, env = "WEIR_REMEMBER_DENIALS", value_name = "DURATION", default_value = "1s",
           value_parser = humantime::parse_duration)]
     pub remember_denials: Duration,
+
+    /// What is done while Redis does not answer.
+    #[command(flatten)]
+    pub failure: FailureSettings,
 
     /// Buckets kept in memory, about 100 bytes each
     ///

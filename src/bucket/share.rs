@@ -33,6 +33,16 @@ impl Bucket {
         bucket
     }
 
+    /// This bucket of `limit`, which stands so at the moment `there` of one clock, by another clock that shows `here`.
+    /// Windows belong to the calendar, which is the same by all clocks.
+    #[must_use]
+    pub fn by_another_clock(self, limit: &Limit, there: Micros, here: Micros) -> Self {
+        match self.0 {
+            State::Tokens(_) => Self::with_used(limit, self.used_at(limit, there), here),
+            State::Windows(_) => self,
+        }
+    }
+
     /// What was used of this bucket of `limit` that was not used of `start`, which is the same bucket as it was before:
     /// to be added where both are from.
     #[must_use]

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::Names;
 use crate::bucket::{Algorithm, Hits, Outcome};
 use crate::clock::Micros;
-use crate::decision::{BucketKey, Charge, Decision, Mode, Verdict, Verdicts, denies};
+use crate::decision::{BucketKey, Charge, Decision, Mode, Source, Verdict, Verdicts, denies};
 
 /// The longest that a denial of such a request is remembered, in microseconds.
 pub(super) const BELIEVED: Micros = 100_000;
@@ -39,6 +39,8 @@ pub(super) struct Piece {
 pub(super) struct Refund {
     pub(super) charges: Charges,
     pub(super) names: Names,
+    /// Who has taken it.
+    pub(super) source: Source,
 }
 
 /// Sorts a request by where its buckets are; none if all are in one part.
@@ -154,6 +156,7 @@ fn refund(piece: &Piece, decision: &Decision) -> Option<Refund> {
             let hits = Hits::Refund { tokens, taken: decision.at };
             refund.charges.push(Charge { hits, mode: Mode::Shadow, ..*charge });
             refund.names.push(name.clone());
+            refund.source = verdict.source;
         }
     }
     (!refund.charges.is_empty()).then_some(refund)

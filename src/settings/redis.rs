@@ -143,8 +143,8 @@ pub struct RedisTuning {
     pub redis_ping_interval: Duration,
 }
 
-const TENTH: Duration = Duration::from_millis(100);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const TENTH: Duration = Duration::from_millis(100);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 impl Default for RedisTuning {
     fn default() -> Self {
@@ -169,7 +169,7 @@ fn count(text: &str, sensible: RangeInclusive<usize>) -> Result<usize, String> {
     }
 }
 
-fn duration(text: &str, sensible: RangeInclusive<Duration>) -> Result<Duration, String> {
+pub(super) fn duration(text: &str, sensible: RangeInclusive<Duration>) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if sensible.contains(&duration) => Ok(duration),
         _ => {
@@ -251,6 +251,11 @@ impl Settings {
             reconnect_first: tuning.redis_reconnect_pause,
             reconnect_longest: tuning.redis_reconnect_pause_max,
             ping: tuning.redis_ping_interval,
+            timeout: self.redis_timeout,
+            breaker: self.failure.thresholds(),
+            heartbeat: self.failure.heartbeat,
+            heartbeats_missed: self.failure.heartbeats_missed,
+            replicas: self.failure.replicas,
             ..Tuning::default()
         })
     }

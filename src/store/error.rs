@@ -17,6 +17,9 @@ pub enum StoreError {
     /// The queue is full.
     #[error("too many calls are waiting for Redis")]
     Full,
+    /// The circuit is open: Redis has failed lately, and is not asked.
+    #[error("Redis has failed lately, and is left in peace")]
+    Open,
     /// There is no connection, and what was wrong when one was last tried for.
     #[error("there is no connection to Redis")]
     Disconnected(Class),
@@ -44,6 +47,7 @@ impl StoreError {
             Self::Late | Self::Unsent => Class::Late,
             Self::Stalled => Class::Stalled,
             Self::Full => Class::Full,
+            Self::Open => Class::Open,
             Self::Lost => Class::Lost,
             Self::Unreadable => Class::Unreadable,
             Self::Disconnected(class) | Self::Refused { class, .. } => *class,
@@ -56,7 +60,7 @@ impl StoreError {
         match self {
             Self::Late | Self::Stalled | Self::Lost => true,
             Self::Refused { class, .. } => *class == Class::WrongShape,
-            Self::Unsent | Self::Full | Self::Disconnected(_) | Self::Unreadable => false,
+            Self::Unsent | Self::Full | Self::Open | Self::Disconnected(_) | Self::Unreadable => false,
         }
     }
 }
@@ -70,6 +74,8 @@ pub enum Class {
     Stalled,
     /// Too many calls wait already.
     Full,
+    /// It has failed lately, and is not asked.
+    Open,
     /// Nobody is there, or the connection was refused or reset.
     Unreachable,
     /// No TLS connection came about.
@@ -108,10 +114,11 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Late,
         Self::Stalled,
         Self::Full,
+        Self::Open,
         Self::Unreachable,
         Self::Tls,
         Self::Auth,
@@ -138,6 +145,7 @@ impl Class {
             Self::Late => "late",
             Self::Stalled => "stalled",
             Self::Full => "queue_full",
+            Self::Open => "circuit_open",
             Self::Unreachable => "unreachable",
             Self::Tls => "tls",
             Self::Auth => "auth",
@@ -169,7 +177,7 @@ impl Class {
     /// Whether it is Redis that failed, rather than this process or what somebody put under a key.
     #[must_use]
     pub fn is_of_redis(self) -> bool {
-        !matches!(self, Self::Stalled | Self::Unreadable)
+        !matches!(self, Self::Stalled | Self::Unreadable | Self::Open)
     }
 }
 

@@ -150,17 +150,21 @@ impl<X: Default> LocalStore<X> {
         Some(look(&mut slot.bucket, &mut slot.beside, now))
     }
 
-    /// Writes a bucket down as it is known to be, with what is beside it, if there is room for it; one that is full need
-    /// not be kept.
-    pub fn put(&self, key: BucketKey, bucket: Bucket, limit: &Limit, beside: impl FnOnce(&mut X)) {
+    /// Writes down what is known of a bucket from elsewhere: `put` is shown it, and what is beside it, both new where it
+    /// was not there. A new one is kept if there is room for it, and if it is not full.
+    pub fn put(&self, key: BucketKey, limit: &Limit, put: impl FnOnce(&mut Bucket, &mut X, Micros)) {
         let index = self.shard_of(key);
         let Some(mut shard) = self.lock(index) else { return };
         let now = self.clock.now();
-        if find(&mut shard, key).is_some() || self.has_room(index, &mut shard, 1, &[key], now) {
-            self.keep(index, &mut shard, key, bucket, limit, now, None);
-            if let Some(slot) = find(&mut shard, key) {
-                beside(&mut slot.beside);
-            }
+        if let Some(Slot { bucket, beside }) = find(&mut shard, key) {
+            put(bucket, beside, now);
+            let token_at = bucket.token_at();
+            return self.note_rewritten(index, &shard, token_at);
+        }
+        let (mut bucket, mut beside) = (Bucket::FULL, X::default());
+        put(&mut bucket, &mut beside, now);
+        if bucket.full_at() > now && self.has_room(index, &mut shard, 1, &[key], now) {
+            self.keep(index, &mut shard, key, bucket, limit, now, Some(beside));
         }
     }
 

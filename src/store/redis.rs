@@ -14,21 +14,25 @@
 //! later.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::decision::{Charge, Decision};
+use crate::decision::Charge;
 use crate::store::{Class, StoreError};
 
 mod address;
 mod cluster;
 mod eviction;
 mod group;
+mod heartbeat;
 mod link;
+mod memory;
 mod node;
 mod pending;
 mod queue;
+mod replicas;
 mod resolver;
 mod script;
 mod sentinel;
@@ -41,6 +45,7 @@ mod url;
 pub use address::{Address, Files};
 pub use node::Node;
 pub use pending::{Failure, Pending};
+pub use script::Answered;
 pub use target::Target;
 pub use tuning::Tuning;
 
@@ -70,6 +75,8 @@ impl Part {
 pub struct RedisStore {
     default: Topology,
     named: Vec<Named>,
+    /// The last epoch of any of its servers.
+    epochs: Arc<AtomicU64>,
 }
 
 /// A store that buckets are in whose names begin with `prefix`.
@@ -90,16 +97,18 @@ enum Topology {
 }
 
 impl Topology {
-    fn open(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
+    fn open(target: &Target, tuning: Tuning, epochs: &Arc<AtomicU64>) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
-        let one = |resolver| Self::One(Node::new(resolver, tuning, process));
+        let one = |resolver| Self::One(Node::new(resolver, tuning, process, epochs));
         Ok(match target.clone() {
             Target::Server(address) => one(Resolver::fixed(address)),
             Target::Sentinels { service, sentinels, server } => {
                 let sentinels = Sentinels::new(service, sentinels, server, tuning.connect_timeout);
                 one(Resolver::Sentinels(Arc::new(sentinels)))
             }
-            Target::Cluster(seeds) => Self::Cluster(Cluster::open(seeds, tuning, process)),
+            Target::Cluster(seeds) => {
+                Self::Cluster(Cluster::open(seeds, tuning, process, Arc::clone(epochs)))
+            }
         })
     }
 
@@ -117,7 +126,8 @@ impl RedisStore {
     /// # Errors
     /// When the system has no randomness to give for this process's name.
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
-        Ok(Self { default: Topology::open(target, tuning)?, named: Vec::new() })
+        let epochs = Arc::default();
+        Ok(Self { default: Topology::open(target, tuning, &epochs)?, named: Vec::new(), epochs })
     }
 
     /// Uses another Redis besides, for the buckets whose names say that they are in the store of this name.
@@ -131,7 +141,8 @@ impl RedisStore {
         tuning: Tuning,
     ) -> Result<Self, getrandom::Error> {
         let prefix = super::name::prefix(name).into_bytes().into();
-        self.named.push(Named { name: name.into(), prefix, topology: Topology::open(target, tuning)? });
+        let topology = Topology::open(target, tuning, &self.epochs)?;
+        self.named.push(Named { name: name.into(), prefix, topology });
         Ok(self)
     }
 
@@ -189,11 +200,17 @@ impl RedisStore {
         charges: &[Charge],
         names: impl IntoIterator<Item = Bytes>,
         deadline: Instant,
-    ) -> Result<Decision, Failure> {
+    ) -> Result<Answered, Failure> {
         let Some(node) = self.node(part) else {
             return Err(StoreError::Disconnected(Class::ClusterDown).into());
         };
         node.decide(part, charges, names, deadline).await
+    }
+
+    /// The last epoch of any server's memory: see [`Node::epoch`].
+    #[must_use]
+    pub fn epochs(&self) -> u64 {
+        self.epochs.load(Ordering::Acquire)
     }
 
     /// Whether there is a connection, to any of its servers.

@@ -75,6 +75,12 @@ async fn load(
     total
 }
 
+/// Takes one of a thousand a day of a key's; how many are left.
+async fn take(client: &mut RateLimitServiceClient<Channel>, key: &str) -> u32 {
+    let answer = client.should_rate_limit(request("api", &[("day", key.as_bytes())])).await.unwrap();
+    answer.into_inner().statuses[0].limit_remaining
+}
+
 async fn left(weir: &Weir, key: &str) -> u32 {
     let mut peek = request("api", &[(key, b"x")]);
     peek.descriptors[0].hits_addend = Some(0);
@@ -255,15 +261,21 @@ async fn a_key_that_holds_something_else_fails_its_own_calls_only() {
     let weir = Weir::start_with_redis(rules.path(), &redis.url());
     redis::cmd("RPUSH").arg("weir:api|day=bad|day").arg("x").query::<()>(&mut redis.connection()).unwrap();
     let mut client = client(&weir).await;
-    let status = client.should_rate_limit(request("api", &[("day", b"bad")])).await.unwrap_err();
-    assert_eq!(status.code(), Grpc::Unavailable);
-    assert!(status.message().contains("its key holds something else"), "{status}");
-    let answer = client.should_rate_limit(request("api", &[("day", b"good")])).await.unwrap().into_inner();
-    assert_eq!(answer.statuses[0].limit_remaining, 999);
+    // By a bucket of its own, for as long as that is so.
+    for left in [999, 998] {
+        assert_eq!(take(&mut client, "bad").await, left);
+    }
+    assert_eq!(take(&mut client, "good").await, 999);
+    let mut connection = redis.connection();
+    let length: u32 = redis::cmd("LLEN").arg("weir:api|day=bad|day").query(&mut connection).unwrap();
+    assert_eq!(length, 1, "it is left as it was");
+    redis::cmd("DEL").arg("weir:api|day=bad|day").query::<()>(&mut connection).unwrap();
+    assert_eq!(take(&mut client, "bad").await, 997, "and what was used is not forgotten");
+    assert_eq!(weir.logged("circuit opened"), 0, "Redis has not failed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_it_starts_answers_unavailable_at_once_and_joins_when_redis_comes() {
+async fn without_redis_it_starts_answers_at_once_and_joins_when_redis_comes() {
     let rules = rules(RULES);
     // A port on which there is nobody yet.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -273,22 +285,21 @@ async fn without_redis_it_starts_answers_unavailable_at_once_and_joins_when_redi
     let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
     let mut client = client(&weir).await;
     let start = weir::clock::instant();
-    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Grpc::Unavailable, "there is no connection to Redis"));
+    assert_eq!(take(&mut client, "x").await, 999);
     assert!(start.elapsed() < Duration::from_secs(1), "no call waits for a connection");
 
     let redis = RedisServer::start_at(port).expect("the port is still free");
     weir.await_log("connected", 2);
-    let answer = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap().into_inner();
-    assert_eq!(answer.statuses[0].limit_remaining, 999);
+    assert_eq!(take(&mut client, "x").await, 998);
+    let ttl: i64 = redis::cmd("PTTL").arg("weir:api|day=x|day").query(&mut redis.connection()).unwrap();
+    assert!(ttl > 86_400, "two of a thousand a day are used in Redis: {ttl}");
     drop(redis);
-    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-    assert_eq!(status.code(), Grpc::Unavailable);
+    assert_eq!(take(&mut client, "x").await, 997);
     weir.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_stalls_fails_calls_at_their_deadline_and_is_used_again_after() {
+async fn a_redis_that_stalls_is_waited_for_until_the_deadline_and_is_used_again_after() {
     let (redis, rules) = (RedisServer::start(), rules(RULES));
     let url = redis.url();
     let arguments =
@@ -296,7 +307,7 @@ async fn a_redis_that_stalls_fails_calls_at_their_deadline_and_is_used_again_aft
     let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
     weir.await_log("connected", 2);
     let mut client = client(&weir).await;
-    client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap();
+    assert_eq!(take(&mut client, "x").await, 999);
 
     let mut connection = redis.connection();
     let asleep = tokio::task::spawn_blocking(move || {
@@ -304,13 +315,12 @@ async fn a_redis_that_stalls_fails_calls_at_their_deadline_and_is_used_again_aft
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     let start = weir::clock::instant();
-    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Grpc::Unavailable, "Redis did not answer in time"));
+    assert_eq!(take(&mut client, "x").await, 998);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     asleep.await.unwrap();
-    let answer = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap().into_inner();
-    // The call in between has landed, late: where nobody knows, it counts.
-    assert_eq!(answer.statuses[0].limit_remaining, 997);
+    tokio::task::block_in_place(|| weir.await_closed());
+    // The call in between has landed there as well, late: it counts once.
+    assert_eq!(take(&mut client, "x").await, 997);
 }
 
 /// A directory with an authority, and a certificate and key that it signed for `localhost`.
@@ -408,7 +418,7 @@ async fn a_redis_that_evicts_keys_is_warned_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_lead_nowhere_are_given_up_so_that_calls_fail_at_once() {
+async fn connections_that_lead_nowhere_are_given_up_and_others_take_their_place() {
     let (redis, rules) = (RedisServer::start(), rules(RULES));
     let url = redis.url();
     let arguments =
@@ -417,22 +427,13 @@ async fn connections_that_lead_nowhere_are_given_up_so_that_calls_fail_at_once()
     weir.await_log("connected", 2);
     redis.pause();
     let mut client = client(&weir).await;
-    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-    assert_eq!(status.message(), "Redis did not answer in time");
+    assert_eq!(take(&mut client, "x").await, 999);
     weir.await_log("no answer to PING", 2);
-    let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-    assert_eq!(status.message(), "there is no connection to Redis");
+    assert_eq!(take(&mut client, "x").await, 998);
     redis.resume();
-    answers_again(&mut client).await;
-}
-
-/// Asks until there is an answer.
-async fn answers_again(client: &mut RateLimitServiceClient<Channel>) {
-    let start = weir::clock::instant();
-    while client.should_rate_limit(request("api", &[("day", b"x")])).await.is_err() {
-        assert!(start.elapsed() < Duration::from_secs(10), "it does not come back");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    weir.await_log("connected", 4);
+    tokio::task::block_in_place(|| weir.await_closed());
+    assert_eq!(take(&mut client, "x").await, 997);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -463,26 +464,28 @@ async fn what_redis_refuses_is_said_once_and_a_server_that_is_no_primary_is_left
         redis::cmd("CONFIG").arg("SET").arg(name).arg(value).query::<()>(&mut connection).unwrap();
     };
     let mut client = client(&weir).await;
-    client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap();
+    assert_eq!(take(&mut client, "x").await, 999);
     config("maxmemory", "1");
-    for _ in 0..20 {
-        let status = client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
-        assert_eq!(status.code(), Grpc::Unavailable);
+    for left in (979..999).rev() {
+        assert_eq!(take(&mut client, "x").await, left);
     }
     assert_eq!(weir.logged("Redis refuses to decide"), 1);
+    assert_eq!(weir.logged("circuit opened"), 1);
     config("maxmemory", "0");
-    answers_again(&mut client).await;
     weir.await_log("Redis decides again", 1);
+    weir.await_log("circuit closed", 1);
+    assert_eq!(take(&mut client, "x").await, 978);
 
     let mut connection = redis.connection();
     redis::cmd("REPLICAOF").arg("127.0.0.1").arg("1").query::<()>(&mut connection).unwrap();
-    for _ in 0..20 {
-        client.should_rate_limit(request("api", &[("day", b"x")])).await.unwrap_err();
+    for left in (958..978).rev() {
+        assert_eq!(take(&mut client, "x").await, left);
     }
     assert!(weir.logged("a connection broke") >= 2);
     assert!(weir.logged("a connection broke") < 10, "not one for each call");
     redis::cmd("REPLICAOF").arg("NO").arg("ONE").query::<()>(&mut connection).unwrap();
-    answers_again(&mut client).await;
+    weir.await_log("circuit closed", 2);
+    assert_eq!(take(&mut client, "x").await, 957);
 }
 
 #[test]

@@ -30,6 +30,10 @@ fn serve(rules: &std::path::Path, url: &str, more: &[&str]) -> Weir {
     Weir::start_with(arguments.chain([OsStr::new("--rules"), rules.as_os_str()]))
 }
 
+/// Calls that were under way when the primary went, at most: of these nobody knows whether it charged them, and they may
+/// have been charged twice.
+const TWICE: u64 = 64;
+
 /// What callers have been told so far.
 #[derive(Debug, Default)]
 struct Told {
@@ -61,7 +65,22 @@ async fn load(weir: &Weir, callers: usize) -> (Arc<Told>, Vec<tokio::task::JoinH
     (Arc::clone(&told), callers.collect())
 }
 
+/// What is left in Redis, once it has been told of all that was decided without it.
 async fn left(weir: &Weir) -> u64 {
+    tokio::task::block_in_place(|| weir.await_closed());
+    let mut left = u64::MAX;
+    loop {
+        let now = peek(weir).await;
+        if now == left {
+            return left;
+        }
+        left = now;
+        // What nobody asks for is swept up four times a second.
+        tokio::time::sleep(Duration::from_millis(800)).await;
+    }
+}
+
+async fn peek(weir: &Weir) -> u64 {
     let mut peek = request("api", &[("wide", b"x")]);
     peek.descriptors[0].hits_addend = Some(0);
     let mut client = RateLimitServiceClient::connect(format!("http://{}", weir.grpc())).await.unwrap();
@@ -105,7 +124,8 @@ async fn replaced_in_mid_load(servers: &[&str]) -> (u64, u64, u64, u64) {
     let used = 1_000_000 - left(&weir).await;
     println!("{admitted} admitted, {used} counted, {unanswered} unanswered; {during} in the failover");
     assert_eq!(told.denied.load(Ordering::Relaxed), 0);
-    assert!(used <= admitted + unanswered, "{used} counted of {told:?}");
+    assert_eq!(unanswered, 0, "{told:?}");
+    assert!(used <= admitted + TWICE, "{used} counted of {told:?}");
     (admitted, used, unanswered, during)
 }
 
@@ -151,12 +171,12 @@ async fn a_primary_that_dies_in_mid_load_is_replaced_and_all_but_its_last_moment
         (told.admitted.load(Ordering::Relaxed), told.unanswered.load(Ordering::Relaxed));
     let used = 1_000_000 - left(&weir).await;
     println!("killed: {admitted} admitted, {used} counted, {unanswered} unanswered");
-    assert!(used <= admitted + unanswered, "{used} counted of {told:?}");
+    assert!(used <= admitted + TWICE, "{used} counted of {told:?}");
     assert!(
         used + 100 >= admitted,
         "no more is lost than what was on its way to the replica: {used} of {told:?}"
     );
-    assert!(unanswered > 0 && told.denied.load(Ordering::Relaxed) == 0, "{told:?}");
+    assert!(unanswered == 0 && told.denied.load(Ordering::Relaxed) == 0, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -378,7 +378,7 @@ fn what_is_put_is_kept_unless_it_is_full_and_frees_nobody_who_is_limited() {
     };
     let put = |name: usize, hits| {
         let charge = charge(name, 10, 1);
-        store.put(charge.bucket, used(hits), &charge.limit, |beside| *beside = true);
+        store.put(charge.bucket, &charge.limit, |bucket, beside, _| (*bucket, *beside) = (used(hits), true));
         store.with(charge.bucket, |bucket, beside, _| (bucket.remaining(&charge.limit, NOW), *beside))
     };
     assert_eq!(put(0, 0), None, "it is full");

@@ -5,7 +5,7 @@
 //! nodes say where to go instead.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub(super) struct Shared {
     map: ArcSwap<Map>,
     /// Rung when the map may be old.
     stale: Notify,
+    /// The last epoch of any node's memory.
+    epochs: Arc<AtomicU64>,
     /// Lanes that nodes have been given, since each has a number of its own.
     lanes: AtomicUsize,
     /// Whose turn it is to be asked for the map.
@@ -101,13 +103,14 @@ impl Map {
 
 impl Cluster {
     /// Begins to read the map. Must be called within a tokio runtime.
-    pub(super) fn open(seeds: Vec<Address>, tuning: Tuning, process: u64) -> Self {
+    pub(super) fn open(seeds: Vec<Address>, tuning: Tuning, process: u64, epochs: Arc<AtomicU64>) -> Self {
         let shared = Arc::new(Shared {
             seeds,
             tuning,
             process,
             map: ArcSwap::from_pointee(Map::empty()),
             stale: Notify::new(),
+            epochs,
             lanes: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
         });
@@ -246,7 +249,7 @@ impl Shared {
     fn node(self: &Arc<Self>, address: Address) -> Arc<Node> {
         let first_lane = self.lanes.fetch_add(self.tuning.batches, Ordering::Relaxed);
         let cluster = Member { shared: Arc::downgrade(self), first_lane };
-        Node::of_cluster(Resolver::fixed(address), self.tuning, self.process, cluster)
+        Node::of_cluster(Resolver::fixed(address), self.tuning, self.process, cluster, &self.epochs)
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::Address;
 use super::eviction::{Eviction, told};
+use super::memory::Memory;
 use super::resolver::{News, Resolver};
 use super::trouble::{Trouble, class};
 use super::tuning::Tuning;
@@ -37,6 +38,7 @@ pub(super) struct Link {
 struct Kept {
     resolver: Resolver,
     tuning: Tuning,
+    memory: Arc<Memory>,
     eviction: Arc<Eviction>,
     /// The connection, while there is one that works as far as is known.
     current: ArcSwapOption<Live>,
@@ -79,11 +81,17 @@ impl Live {
 
 impl Link {
     /// Begins to connect. Must be called within a tokio runtime.
-    pub(super) fn open(resolver: Resolver, tuning: Tuning, eviction: Arc<Eviction>) -> Self {
+    pub(super) fn open(
+        resolver: Resolver,
+        tuning: Tuning,
+        eviction: Arc<Eviction>,
+        memory: Arc<Memory>,
+    ) -> Self {
         let kept = Arc::new(Kept {
             resolver,
             tuning,
             eviction,
+            memory,
             current: ArcSwapOption::empty(),
             broken: Notify::new(),
             trouble: AtomicU8::new(0),
@@ -209,6 +217,8 @@ async fn keep_connected(link: Arc<Kept>) {
                     link.eviction.learn(&address, &info);
                 }
                 said = None;
+                // Before anybody can ask it.
+                link.memory.is_of(told(&info, "run_id").unwrap_or_default());
                 let since = clock::instant();
                 let live = Arc::new(Live {
                     connection,

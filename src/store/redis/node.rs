@@ -1,8 +1,9 @@
 //! One Redis server: calls queue for it, go in batches over the connections to it, and are answered.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,20 +11,25 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::cluster::{Member, Shared};
 use super::eviction::Eviction;
 use super::group::Group;
+use super::heartbeat::Heart;
 use super::link::{Link, Live};
-use super::pending::{Failure, Pending};
+use super::memory::Memory;
+use super::pending::{Failure, Pending, STALL};
 use super::queue::{Lane, Queue};
+use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
-use super::script::{self, How, NamedCharge};
+use super::script::{self, Answered, How, NamedCharge};
 use super::slots;
 use super::trouble::{class, kind};
 use super::tuning::Tuning;
 use super::{Address, Part};
+use crate::breaker::Breaker;
 use crate::bucket::{Hits, Limit};
 use crate::clock;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdicts};
@@ -59,21 +65,44 @@ pub struct Node {
     /// The Cluster that it is a node of, if it is.
     member: Option<Member>,
     metrics: NodeMetrics,
+    tuning: Tuning,
+    breaker: Arc<Breaker>,
+    memory: Arc<Memory>,
+    replicas: Replicas,
+    /// Probes and heartbeats: they end with the node.
+    tasks: OnceLock<[AbortHandle; 2]>,
 }
 
 impl Node {
     /// Begins to connect to a server. Must be called within a tokio runtime. `process` names this process among all that
     /// use the server.
-    pub(super) fn new(resolver: Resolver, tuning: Tuning, process: u64) -> Arc<Self> {
-        Self::build(resolver, tuning, process, None)
+    pub(super) fn new(
+        resolver: Resolver,
+        tuning: Tuning,
+        process: u64,
+        epochs: &Arc<AtomicU64>,
+    ) -> Arc<Self> {
+        Self::build(resolver, tuning, process, None, epochs)
     }
 
     /// The same for a node of a Cluster.
-    pub(super) fn of_cluster(resolver: Resolver, tuning: Tuning, process: u64, member: Member) -> Arc<Self> {
-        Self::build(resolver, tuning, process, Some(member))
+    pub(super) fn of_cluster(
+        resolver: Resolver,
+        tuning: Tuning,
+        process: u64,
+        member: Member,
+        epochs: &Arc<AtomicU64>,
+    ) -> Arc<Self> {
+        Self::build(resolver, tuning, process, Some(member), epochs)
     }
 
-    fn build(resolver: Resolver, tuning: Tuning, process: u64, member: Option<Member>) -> Arc<Self> {
+    fn build(
+        resolver: Resolver,
+        tuning: Tuning,
+        process: u64,
+        member: Option<Member>,
+        epochs: &Arc<AtomicU64>,
+    ) -> Arc<Self> {
         // No domain begins with a `!`: it would be written as `%21`.
         let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let first_lane = member.as_ref().map_or(0, |member| member.first_lane);
@@ -81,9 +110,10 @@ impl Node {
             .map(|lane| Lane { note: note(lane), number: 0 })
             .collect();
         let eviction = Arc::new(Eviction::default());
-        let link = || Link::open(resolver.clone(), tuning, Arc::clone(&eviction));
-        Arc::new(Self {
-            name: resolver.to_string(),
+        let memory = Arc::new(Memory::new(epochs));
+        let link = || Link::open(resolver.clone(), tuning, Arc::clone(&eviction), Arc::clone(&memory));
+        let name = resolver.to_string();
+        let node = Arc::new(Self {
             queue: Queue::new(lanes, tuning.queue, tuning.batch_buckets, tuning.batch_charges),
             links: (0..tuning.connections).map(|_| link()).collect(),
             eviction,
@@ -94,7 +124,17 @@ impl Node {
             metrics: NodeMetrics::default(),
             process,
             member,
-        })
+            tuning,
+            breaker: Arc::new(Breaker::new(name.clone(), tuning.breaker)),
+            replicas: Replicas::new(tuning.replicas),
+            tasks: OnceLock::new(),
+            memory,
+            name,
+        });
+        let probing = tokio::spawn(keep_probing(Arc::downgrade(&node))).abort_handle();
+        let beating = tokio::spawn(keep_beating(Arc::downgrade(&node))).abort_handle();
+        _ = node.tasks.set([probing, beating]);
+        node
     }
 
     /// Where it is, for logs and metrics: without secrets.
@@ -113,7 +153,10 @@ impl Node {
         charges: &[Charge],
         names: impl IntoIterator<Item = Bytes>,
         deadline: Instant,
-    ) -> Result<Decision, Failure> {
+    ) -> Result<Answered, Failure> {
+        if !self.breaker.is_closed() {
+            return Err(StoreError::Open.into());
+        }
         let named = charges.iter().zip(names).map(|(charge, name)| NamedCharge { charge: *charge, name });
         self.ask(part, named.collect(), deadline).await
     }
@@ -138,6 +181,40 @@ impl Node {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
         }
+    }
+
+    /// What decides whether it is asked.
+    #[must_use]
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// Which of its memories it has: another one may have lost what this one was told.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.memory.epoch()
+    }
+
+    /// How many processes share it, as far as is known.
+    #[must_use]
+    pub fn replicas(&self) -> NonZeroU32 {
+        self.replicas.count()
+    }
+
+    /// Says that this process goes, so that the others need not wait for its silence.
+    pub async fn leave(&self) {
+        self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
+        if let Some((mut connection, _)) = self.connection() {
+            let heart = self.heart();
+            // Whoever cannot say it is missed a little later.
+            _ = tokio::time::timeout(self.tuning.heartbeat, heart.leave(&mut connection)).await;
+        }
+    }
+
+    /// This process, as it shows itself to the server; to a node of a Cluster, in one of its slots.
+    fn heart(&self) -> Heart {
+        let slot = self.cluster().and_then(|cluster| cluster.a_slot_of(self));
+        Heart::new(self.process, slot.map(slots::tag_for).as_deref())
     }
 
     /// What a probe charges is called; of a node of a Cluster, in one of its slots.
@@ -201,15 +278,18 @@ impl Node {
         part: Part,
         charges: super::queue::Charges,
         deadline: Instant,
-    ) -> Result<Decision, Failure> {
+    ) -> Result<Answered, Failure> {
         if charges.is_empty() {
-            return Ok(Decision { denied: false, at: 0, verdicts: Verdicts::new() });
+            let decision = Decision { denied: false, at: 0, verdicts: Verdicts::new() };
+            return Ok(Answered { decision, left: SmallVec::new() });
         }
         if !self.is_connected() {
             if let Some(cluster) = self.cluster() {
                 cluster.may_be_stale();
             }
-            return Err(self.disconnected().into());
+            let error = self.disconnected();
+            self.breaker.failed(error.class().name());
+            return Err(error.into());
         }
         let (answer, lane) = self.queue.push(part, charges, deadline)?;
         if let Some(lane) = lane {
@@ -233,7 +313,10 @@ impl Node {
     /// if one breaks. Ends with the replies or with the connections, not with the callers' deadlines.
     ///
     /// What a node of a Cluster has no more is followed to where it is; `hops` counts how often that was done before.
-    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) {
+    ///
+    /// Says how this server failed, if it did.
+    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) -> Result<(), Class> {
+        let mut health = Ok(());
         let cluster = self.cluster();
         let mut open = groups;
         let mut elsewhere: SmallVec<[(Elsewhere, Group); 1]> = SmallVec::new();
@@ -249,6 +332,9 @@ impl Node {
                 let now = clock::instant();
                 let is_over = |group: &Group| found.is_none() || group.deadline <= now;
                 let (over, going): (SmallVec<[Group; 1]>, _) = open.into_iter().partition(is_over);
+                if !over.is_empty() {
+                    health = Err(error.class());
+                }
                 over.into_iter().for_each(|group| group.fail(&error));
                 open = going;
                 if let Some(cluster) = &cluster {
@@ -278,12 +364,13 @@ impl Node {
             for group in std::mem::take(&mut open) {
                 let error = match replies.next().map(Value::extract_error) {
                     Some(Ok(reply)) => {
-                        self.answer(group, reply, &live);
+                        health = self.answer(group, reply, &live).and(health);
                         continue;
                     }
                     Some(Err(error)) => error,
                     None => {
                         group.fail(&StoreError::Lost);
+                        health = Err(Class::Lost);
                         continue;
                     }
                 };
@@ -302,13 +389,16 @@ impl Node {
                         cluster.may_be_stale();
                     }
                     self.refused(&live, &error);
-                    group.fail(&StoreError::from(&error));
+                    let error = StoreError::from(&error);
+                    health = Err(error.class());
+                    group.fail(&error);
                 }
             }
         }
         if let Some(cluster) = cluster.filter(|_| !elsewhere.is_empty()) {
             self.follow(&cluster, lane, elsewhere, hops, sent).await;
         }
+        health
     }
 
     /// The replies to a batch, in one round trip; none when the connection is given up first.
@@ -355,12 +445,12 @@ impl Node {
     }
 
     /// Answers the calls of a group from a reply.
-    fn answer(&self, group: Group, reply: Value, live: &Live) {
+    fn answer(&self, group: Group, reply: Value, live: &Live) -> Result<(), Class> {
         let reply = match group.batch.read(reply) {
             Ok(reply) => reply,
             Err(error) => {
                 group.fail(&StoreError::Refused { class: Class::WrongShape, said: error.to_string().into() });
-                return;
+                return Err(Class::WrongShape);
             }
         };
         if reply.parted > 0 && self.parted.fetch_add(reply.parted, Ordering::Relaxed) == 0 {
@@ -371,6 +461,7 @@ impl Node {
         }
         live.has_served();
         group.answer(reply.decided);
+        Ok(())
     }
 
     /// Says once that Redis answers with an error.
@@ -378,6 +469,12 @@ impl Node {
         if !self.refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(redis = %live.address, %error, "Redis refuses to decide");
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
     }
 }
 
@@ -397,21 +494,85 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Runs batches, one after the other, until nobody waits any more.
+/// Runs batches, one after the other, until nobody waits any more. Tells the breaker how each went: one that is late has
+/// failed, and again for each time that it is late once more, for others may wait behind it.
 async fn run(node: Arc<Node>, lane: Lane) {
     let mut held = Held { node: &node, lane: Some(lane) };
     loop {
         let calls = node.queue.next(&mut held.lane, clock::instant());
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
-        node.exchange(lane, Group::sort(calls), 0).await;
+        let exchange = node.exchange(lane, Group::sort(calls), 0);
+        tokio::pin!(exchange);
+        let mut due = clock::instant() + node.tuning.timeout;
+        let mut was_late = false;
+        let health = loop {
+            tokio::select! {
+                biased;
+                health = &mut exchange => break health,
+                () = tokio::time::sleep_until(due) => {
+                    let now = clock::instant();
+                    // A timer that fires late has found this process asleep, not Redis.
+                    if now.saturating_duration_since(due) <= STALL {
+                        was_late = true;
+                        node.breaker.failed(Class::Late.name());
+                    }
+                    due = now + node.tuning.timeout;
+                }
+            }
+        };
+        match health {
+            Err(class) if class.is_of_redis() => node.breaker.failed(class.name()),
+            _ if was_late => {}
+            _ => node.breaker.succeeded(),
+        }
+    }
+}
+
+/// Probes the server for the breaker, for as long as there is a node.
+async fn keep_probing(node: Weak<Node>) {
+    let Some(alive) = node.upgrade() else { return };
+    // Ends with the node, which it must not keep alive.
+    let breaker = Arc::clone(&alive.breaker);
+    drop(alive);
+    let probe = || async {
+        let node = node.upgrade().ok_or(StoreError::Open)?;
+        node.probe(node.tuning.timeout).await
+    };
+    breaker.keep_probing(probe).await;
+}
+
+/// Tells the server every so often that this process is there, and learns who else is.
+async fn keep_beating(node: Weak<Node>) {
+    let mut told = Told::default();
+    loop {
+        let Some(node) = node.upgrade() else { return };
+        let Tuning { heartbeat, heartbeats_missed, .. } = node.tuning;
+        let pulse = match node.connection() {
+            Some((mut connection, _)) => {
+                let heart = node.heart();
+                let beat = heart.beat(&mut connection, heartbeat * heartbeats_missed);
+                tokio::time::timeout(heartbeat, beat).await.ok().and_then(Result::ok)
+            }
+            None => None,
+        };
+        let heard = pulse.is_some();
+        if let Some(pulse) = &pulse {
+            node.memory.is_called(&pulse.epoch);
+        }
+        if node.replicas.tell(&mut told, pulse.map(|pulse| pulse.processes)) {
+            tracing::info!(redis = node.name, replicas = node.replicas.count(), "processes share this Redis");
+        }
+        drop(node);
+        // Who has just come is counted soon.
+        tokio::time::sleep(if heard { heartbeat } else { heartbeat / 10 }).await;
     }
 }
 
 /// What a probe charges: one token of many, of which a thousand come back every millisecond. It is written, and has expired
 /// when it is looked for.
 fn probe() -> Charge {
-    use std::num::{NonZeroU32, NonZeroU64};
+    use std::num::NonZeroU64;
     let limit = Limit::new(NonZeroU32::MAX, NonZeroU64::MIN);
     Charge {
         bucket: BucketKey(u128::MAX),

@@ -6,13 +6,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::queue::Answer;
-use super::script::Decided;
+use super::script::{Answered, Decided};
 use crate::clock;
-use crate::decision::Decision;
 use crate::store::StoreError;
 
 /// A timer that fires so much late has found this process asleep, not Redis.
-const STALL: Duration = Duration::from_millis(5);
+pub(super) const STALL: Duration = Duration::from_millis(5);
 
 /// So much longer Redis's answer is then waited for: it may be there, and only has to be read.
 const GRACE: Duration = Duration::from_millis(2);
@@ -47,12 +46,12 @@ impl Pending {
     ///
     /// # Errors
     /// When there was none.
-    pub async fn outcome(self) -> Result<Decision, StoreError> {
+    pub async fn outcome(self) -> Result<Answered, StoreError> {
         read(self.0.await)
     }
 
     /// The answer, if it comes by a deadline.
-    pub(super) async fn by(mut self, deadline: Instant) -> Result<Decision, Failure> {
+    pub(super) async fn by(mut self, deadline: Instant) -> Result<Answered, Failure> {
         let mut deadline = deadline;
         if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
             return read(answer).map_err(Failure::from);
@@ -78,10 +77,10 @@ impl Pending {
     }
 }
 
-fn read(answer: Result<Answer, oneshot::error::RecvError>) -> Result<Decision, StoreError> {
+fn read(answer: Result<Answer, oneshot::error::RecvError>) -> Result<Answered, StoreError> {
     // A batch that ended without a word was ended from outside, or by an error of ours.
     match answer.unwrap_or(Err(StoreError::Lost))? {
-        Decided::Decision(decision) => Ok(decision),
+        Decided::Answered(answered) => Ok(answered),
         Decided::Unreadable => Err(StoreError::Unreadable),
     }
 }

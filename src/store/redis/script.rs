@@ -43,11 +43,21 @@ pub(super) struct Batch {
     encoded_moments: Vec<u8>,
 }
 
+/// A request that was decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// How.
+    pub decision: Decision,
+    /// For each charge, its bucket as the decision left it, at the decision's moment.
+    pub left: SmallVec<[Bucket; 2]>,
+}
+
 /// What became of one request of a batch.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are answered")]
 pub(super) enum Decided {
     /// It was decided.
-    Decision(Decision),
+    Answered(Answered),
     /// One of its buckets holds something else: another type, or bytes that are no record.
     Unreadable,
 }
@@ -183,19 +193,19 @@ impl Batch {
             .iter()
             .zip(decided)
             .map(|(request, decided)| match decided {
-                b'y' if again => Decided::Decision(admitted(request, &buckets, now)),
+                b'y' if again => answered(admitted(request, &buckets, now), request, &buckets),
                 b'n' if again => {
                     // What denied it is not known any more; what it would meet now is the best that can be said.
                     let mut decision = replay(request, &mut buckets.clone(), now);
                     decision.denied = true;
-                    Decided::Decision(decision)
+                    answered(decision, request, &buckets)
                 }
                 b'y' | b'n' => {
                     let denied = *decided == b'n';
                     let mut decision = replay(request, &mut buckets, now);
                     parted += u64::from(decision.denied != denied);
                     decision.denied = denied;
-                    Decided::Decision(decision)
+                    answered(decision, request, &buckets)
                 }
                 _ => {
                     // What lands anyway has landed where it could.
@@ -243,6 +253,11 @@ fn replay(request: &Request, buckets: &mut [Bucket], now: Micros) -> Decision {
         }
     }
     decision
+}
+
+fn answered(decision: Decision, request: &Request, buckets: &[Bucket]) -> Decided {
+    let left = |(_, place): &(Charge, usize)| buckets.get(*place).cloned().unwrap_or(Bucket::FULL);
+    Decided::Answered(Answered { decision, left: request.iter().map(left).collect() })
 }
 
 /// What is said of a request that was admitted before, when its answer was lost: that, and what is left now.

@@ -1,9 +1,12 @@
 //! The numbers of how a Redis is used.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::breaker::Thresholds;
+
 /// The numbers of how a Redis is used, each of its nodes if it is a Cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tuning {
     /// Connections that are kept open. With two, what was under way on one that breaks goes over the other at once.
     pub connections: usize,
@@ -29,6 +32,16 @@ pub struct Tuning {
     pub reconnect_longest: Duration,
     /// How often a Cluster is asked which node has which slots, when there is no other reason to.
     pub map_refresh: Duration,
+    /// How long a batch and a probe may take: what is slower has failed. A call's deadline.
+    pub timeout: Duration,
+    /// When a server is left in peace.
+    pub breaker: Thresholds,
+    /// How often a server is told that this process is there.
+    pub heartbeat: Duration,
+    /// How many of these may be missed before a process is taken for gone.
+    pub heartbeats_missed: u32,
+    /// How many processes there are at least.
+    pub replicas: NonZeroU32,
 }
 
 impl Default for Tuning {
@@ -45,6 +58,11 @@ impl Default for Tuning {
             reconnect_first: Duration::from_millis(50),
             reconnect_longest: Duration::from_secs(2),
             map_refresh: Duration::from_secs(10),
+            timeout: Duration::from_millis(10),
+            breaker: Thresholds::default(),
+            heartbeat: Duration::from_secs(1),
+            heartbeats_missed: 3,
+            replicas: NonZeroU32::MIN,
         }
     }
 }

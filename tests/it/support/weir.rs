@@ -98,6 +98,13 @@ impl Weir {
         self.log.lock().unwrap().matches(text).count()
     }
 
+    /// Waits until no circuit is open any more.
+    pub(crate) fn await_closed(&self) {
+        super::redis::await_that("the circuits close", || {
+            self.logged("circuit closed") >= self.logged("circuit opened")
+        });
+    }
+
     /// Waits until its log has said `text` so many times.
     pub(crate) fn await_log(&self, text: &str, times: usize) {
         const PAUSE: Duration = Duration::from_millis(10);

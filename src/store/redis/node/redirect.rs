@@ -88,7 +88,11 @@ impl Node {
         }
         for (address, groups) in moved {
             match cluster.node_at(&address) {
-                Some(node) => Box::pin(node.exchange(lane, groups, hops + 1)).await,
+                Some(node) => {
+                    if let Err(class) = Box::pin(node.exchange(lane, groups, hops + 1)).await {
+                        node.breaker.failed(class.name());
+                    }
+                }
                 None => groups.into_iter().for_each(|group| group.fail(&moving())),
             }
         }
@@ -123,7 +127,7 @@ impl Node {
                 let mut replies = replies.into_iter();
                 for group in groups {
                     match replies.next().map(Value::extract_error) {
-                        Some(Ok(reply)) => node.answer(group, reply, &live),
+                        Some(Ok(reply)) => _ = node.answer(group, reply, &live),
                         Some(Err(error)) => match (kind(&error), named(&error, &live)) {
                             (Some(ServerErrorKind::Ask), Some(address)) => {
                                 next.entry((address, true)).or_default().push(group);

@@ -7,8 +7,8 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn tuning() -> Tuning {
-    // A stall is not to end the connection in these tests, however slow the machine.
-    Tuning { ping: PATIENCE, ..Tuning::default() }
+    // A stall is to end neither the connection nor the questions in these tests, however slow the machine.
+    Tuning { ping: PATIENCE, timeout: PATIENCE, ..Tuning::default() }
 }
 
 /// What leads to the one server of a URL.
@@ -20,7 +20,7 @@ fn at(url: &str) -> Resolver {
 }
 
 async fn connected(server: &RedisServer) -> Arc<Node> {
-    let node = Node::new(at(&server.url()), tuning(), 7);
+    let node = Node::new(at(&server.url()), tuning(), 7, &Arc::default());
     let until = clock::instant() + PATIENCE;
     while !node.links.iter().all(Link::is_connected) {
         assert!(clock::instant() < until, "it does not connect");
@@ -35,7 +35,9 @@ fn take(hits: u64) -> Charge {
 }
 
 async fn ask(node: &Arc<Node>, within: Duration) -> Result<Decision, Failure> {
-    node.decide(Part::ONLY, &[take(1)], [Bytes::from_static(b"weir:one")], clock::instant() + within).await
+    node.decide(Part::ONLY, &[take(1)], [Bytes::from_static(b"weir:one")], clock::instant() + within)
+        .await
+        .map(|answered| answered.decision)
 }
 
 fn left(decision: &Decision) -> u32 {
@@ -66,7 +68,7 @@ async fn a_stalled_redis_is_sent_no_more_than_two_batches_and_what_became_of_lat
     let fresh = fresh.await.unwrap().expect("those that are late do not make it late");
     let mut outcomes = vec![Ok(left(&fresh))];
     for pending in late {
-        outcomes.push(pending.outcome().await.map(|decision| left(&decision)));
+        outcomes.push(pending.outcome().await.map(|answered| left(&answered.decision)));
     }
     // In some order, because there are two connections: the two batches that were under way, and no more of the late.
     outcomes[..3].sort_by_key(|outcome| outcome.clone().ok());
@@ -122,7 +124,7 @@ async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
 
 #[tokio::test]
 async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
-    let node = Node::new(at("redis://127.0.0.1:1"), tuning(), 7);
+    let node = Node::new(at("redis://127.0.0.1:1"), tuning(), 7, &Arc::default());
     let failure = ask(&node, PATIENCE).await.unwrap_err();
     assert_eq!(failure.error, StoreError::Disconnected(Class::Unreachable));
     assert!(failure.pending.is_none() && !failure.error.may_have_landed());
@@ -132,7 +134,8 @@ async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
 async fn an_eviction_policy_that_changes_while_connected_is_seen() {
     let server = RedisServer::start();
     let often = Duration::from_millis(200);
-    let node = Node::new(at(&server.url()), Tuning { ping: often, policy: often, ..tuning() }, 7);
+    let node =
+        Node::new(at(&server.url()), Tuning { ping: often, policy: often, ..tuning() }, 7, &Arc::default());
     let mut connection = server.connection();
     let until = clock::instant() + PATIENCE;
     for policy in ["noeviction", "allkeys-lru", "noeviction"] {

@@ -1,0 +1,299 @@
+//! What decides while a shared store does not answer: buckets of this process's own, which know where they stood.
+//!
+//! For each bucket that the store has decided on, its last known state is kept. When the store cannot be asked, a process
+//! takes its *share* of that state, one part of as many as there are processes, and decides on it under its share of the
+//! limit: so a limit means as much in an outage as before, and nobody gets a fresh bucket out of one.
+//!
+//! When the store can be asked again, it is told what was used meanwhile: not all that was taken, for most of that may
+//! have flowed back, but what the share has used less what it would have used had nobody come ([`Bucket::contribution`]).
+//! A bucket is handed over by the next request for it, in the same batch and before that request; those that nobody asks
+//! for are swept up ([`Fallback::sweep`]). From there on the bucket is the store's.
+//!
+//! A store that came back without its memory, or with an older one, has another *epoch*. Then each bucket is first raised
+//! to what is known of it here; what several processes know is told in any order, and comes to the most of it.
+//!
+//! All of this is held beside the buckets of one [`LocalStore`], and bounded with it: what is evicted there is forgotten
+//! here, and the buckets of those who are being limited are not evicted.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::bucket::{Bucket, Corrections, Hits, Limit};
+use crate::clock::{Clock, Micros};
+use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
+use crate::store::{LocalStore, Usage};
+
+/// Buckets as they are known here.
+#[derive(Debug)]
+pub(super) struct Fallback {
+    buckets: LocalStore<Beside>,
+    /// Buckets that the store has to be told of.
+    owing: Arc<AtomicUsize>,
+}
+
+/// Nothing is known of a bucket that only the store's overflow made.
+type Beside = Option<Box<Known>>;
+
+/// What is known of a bucket besides its state.
+#[derive(Debug)]
+struct Known {
+    /// What it is called in the store.
+    name: Bytes,
+    /// Under which it was charged last: the whole of it.
+    limit: Limit,
+    /// Of the store that its state is from.
+    epoch: u64,
+    /// If it has been decided on here. Then the bucket beside this is this process's share.
+    own: Option<Own>,
+}
+
+/// A bucket that has been decided on here.
+#[derive(Debug)]
+struct Own {
+    /// As the store was known to have it.
+    whole: Bucket,
+    /// The share that this process began with.
+    start: Bucket,
+    /// How many shares there were.
+    replicas: NonZeroU32,
+    _owed: Owed,
+}
+
+/// One of the buckets that the store has to be told of, for as long as it is held.
+#[derive(Debug)]
+struct Owed(Arc<AtomicUsize>);
+
+impl Owed {
+    fn count(owing: &Arc<AtomicUsize>) -> Self {
+        owing.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(owing))
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the store has to be told of a bucket, and how things stood before.
+#[derive(Debug)]
+pub(super) struct Handover {
+    bucket: BucketKey,
+    pub(super) name: Bytes,
+    limit: Limit,
+    /// In this order.
+    pub(super) corrections: Corrections,
+    /// The epoch that the bucket was of.
+    epoch: u64,
+    own: Option<(Bucket, Own)>,
+}
+
+impl Handover {
+    /// The charges that tell it, and what the bucket is called.
+    pub(super) fn charges(&self) -> impl Iterator<Item = (Charge, Bytes)> + '_ {
+        self.corrections.iter().map(|hits| {
+            let charge = Charge {
+                bucket: self.bucket,
+                rule: RuleId(0),
+                limit: self.limit,
+                hits: *hits,
+                mode: Mode::Shadow,
+                on_redis_failure: None,
+            };
+            (charge, self.name.clone())
+        })
+    }
+}
+
+impl Fallback {
+    /// Knows about `capacity` buckets at most.
+    pub(super) fn new(capacity: NonZeroUsize, clock: Clock) -> Self {
+        Self { buckets: LocalStore::with_beside(capacity, clock), owing: Arc::default() }
+    }
+
+    /// How full it is.
+    pub(super) fn usage(&self) -> Usage {
+        self.buckets.usage()
+    }
+
+    /// Buckets that the store has to be told of.
+    pub(super) fn owing(&self) -> usize {
+        self.owing.load(Ordering::Relaxed)
+    }
+
+    /// The store has decided on a bucket, and left it so; `at` is the store's present, by its own clock.
+    pub(super) fn learn(&self, charge: &Charge, name: &Bytes, left: Bucket, at: Micros, epoch: u64) {
+        let limit = &charge.limit;
+        self.buckets.put(charge.bucket, limit, |bucket, beside, now| {
+            match beside {
+                // Decided on here in the meantime: what the store said is told of by the next request.
+                Some(known) if known.own.is_some() => return,
+                Some(known) => (known.limit, known.epoch) = (*limit, epoch),
+                None => {
+                    *beside = Some(Box::new(Known { name: name.clone(), limit: *limit, epoch, own: None }));
+                }
+            }
+            *bucket = left.by_another_clock(limit, at, now);
+        });
+    }
+
+    /// Decides a request by this process's shares; `epoch` is the one that the store was last known to be of.
+    pub(super) fn decide(
+        &self,
+        charges: &[Charge],
+        names: &[Bytes],
+        replicas: NonZeroU32,
+        epoch: u64,
+    ) -> Decision {
+        let shares: SmallVec<[Charge; 4]> =
+            charges.iter().map(|charge| Charge { limit: charge.limit.share(replicas), ..*charge }).collect();
+        let mut prepare = |index: usize, bucket: &mut Bucket, beside: &mut Beside, now: Micros| {
+            let (Some(charge), Some(name)) = (charges.get(index), names.get(index)) else { return };
+            let known = beside.get_or_insert_with(|| {
+                Box::new(Known { name: name.clone(), limit: charge.limit, epoch, own: None })
+            });
+            known.limit = charge.limit;
+            self.own(known, bucket, replicas, now);
+        };
+        self.buckets.decide_with(&shares, &mut prepare)
+    }
+
+    /// Makes a bucket this process's share, if it is not yet.
+    fn own<'k>(
+        &self,
+        known: &'k mut Known,
+        bucket: &mut Bucket,
+        replicas: NonZeroU32,
+        now: Micros,
+    ) -> &'k mut Own {
+        known.own.get_or_insert_with(|| {
+            let whole = bucket.clone();
+            *bucket = whole.share(&known.limit, replicas, now);
+            Own { whole, start: bucket.clone(), replicas, _owed: Owed::count(&self.owing) }
+        })
+    }
+
+    /// The store has, after all, applied charges that were decided on here: it must not be told of them again, or if they
+    /// were not admitted here, it has to give back what it took.
+    pub(super) fn landed(&self, charges: &[Charge], replicas: NonZeroU32) {
+        for charge in charges {
+            let tokens = match charge.hits {
+                Hits::Take(tokens) | Hits::Overdraft(tokens) => float(tokens),
+                Hits::GiveBack(tokens) | Hits::Refund { tokens, .. } => -float(tokens),
+                Hits::Add { tokens, .. } => tokens,
+                Hits::Peek | Hits::Raise { .. } => continue,
+            };
+            self.buckets.with(charge.bucket, |bucket, beside, now| {
+                let Some(known) = beside else { return };
+                let limit = known.limit;
+                let own = self.own(known, bucket, replicas, now);
+                _ = own.start.take(&limit.share(own.replicas), Hits::Add { tokens, at: now }, now);
+                _ = own.whole.take(&limit, Hits::Add { tokens, at: now }, now);
+            });
+        }
+    }
+
+    /// What the store, which is of this epoch, has to be told of these buckets before it decides on them.
+    pub(super) fn hand_over(&self, charges: &[Charge], epoch: u64) -> SmallVec<[Handover; 1]> {
+        let mut handed: SmallVec<[Handover; 1]> = SmallVec::new();
+        for charge in charges {
+            let taken = self.buckets.with(charge.bucket, |bucket, beside, now| {
+                take_over(charge.bucket, bucket, beside.as_deref_mut()?, epoch, now)
+            });
+            handed.extend(taken.flatten());
+        }
+        handed
+    }
+
+    /// What was handed over has not arrived, or nobody knows: it is still owed.
+    pub(super) fn put_back(&self, handed: impl IntoIterator<Item = Handover>) {
+        for Handover { bucket: key, epoch, own, .. } in handed {
+            self.buckets.with(key, |bucket, beside, now| {
+                let Some(known) = beside else { return };
+                known.epoch = known.epoch.min(epoch);
+                let Some((share, own)) = own else { return };
+                let limit = known.limit.share(own.replicas);
+                // If it has been decided on again since, both are owed.
+                let newer = known.own.take();
+                let more = newer.map(|newer| bucket.contribution(&newer.start, &limit, now));
+                *bucket = share;
+                for correction in more.into_iter().flatten() {
+                    _ = bucket.take(&limit, correction, now);
+                }
+                known.own = Some(own);
+            });
+        }
+    }
+
+    /// Shards to [sweep](Fallback::sweep).
+    pub(super) fn shards(&self) -> usize {
+        self.buckets.shards()
+    }
+
+    /// What the store has to be told of the buckets of a shard; `epoch` says which one a bucket's store is of, or that it
+    /// cannot be told at present.
+    pub(super) fn sweep(&self, shard: usize, epoch: impl Fn(&Bytes) -> Option<u64>) -> Vec<Handover> {
+        let mut handed = Vec::new();
+        self.buckets.look_through(shard, |key, bucket, beside, now| {
+            let Some(known) = beside.as_deref_mut() else { return };
+            if let Some(epoch) = epoch(&known.name) {
+                handed.extend(take_over(key, bucket, known, epoch, now));
+            }
+        });
+        handed
+    }
+}
+
+/// Takes what has to be told of a bucket, which is the store's from there on; `None` if there is nothing to tell.
+fn take_over(
+    key: BucketKey,
+    bucket: &mut Bucket,
+    known: &mut Known,
+    epoch: u64,
+    now: Micros,
+) -> Option<Handover> {
+    let before = std::mem::replace(&mut known.epoch, epoch);
+    let has_forgotten = before != epoch;
+    if known.own.is_none() && !has_forgotten {
+        return None;
+    }
+    let own = known.own.take();
+    let mut corrections = Corrections::new();
+    if has_forgotten {
+        corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&known.limit, now));
+    }
+    let own = own.map(|own| {
+        let contribution = bucket.contribution(&own.start, &known.limit.share(own.replicas), now);
+        // As the store will have it, as far as is known.
+        let mut whole = own.whole.clone();
+        for correction in &contribution {
+            _ = whole.take(&known.limit, *correction, now);
+        }
+        corrections.extend(contribution);
+        (std::mem::replace(bucket, whole), own)
+    });
+    if corrections.is_empty() {
+        return None;
+    }
+    Some(Handover {
+        bucket: key,
+        name: known.name.clone(),
+        limit: known.limit,
+        corrections,
+        epoch: before,
+        own,
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "what is that large fits no bucket")]
+fn float(tokens: u64) -> f64 {
+    tokens as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! How many processes share the limits: what each is entitled to when they cannot ask the shared store.
+//!
+//! Every process tells the store each second that it is there, and is told how many do. A count that rises is believed at
+//! once, because too many shares too large would be too much; one that falls only when it has held for three intervals in
+//! a row, so that a restart or a store that is just coming back does not hand out larger shares. While the store does
+//! not answer, the last count stays: nobody can tell then who is still there.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Intervals for which a lower count has to hold.
+const PATIENCE: u32 = 3;
+
+/// How many processes there are, to be read by each call.
+#[derive(Debug)]
+pub(super) struct Replicas {
+    count: AtomicU32,
+    /// Of an operator who knows; the count is never below it.
+    least: NonZeroU32,
+}
+
+/// What one process has been told lately.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The highest of the lower counts in a row, and how many they are.
+    lower: Option<(u32, u32)>,
+}
+
+impl Replicas {
+    /// As many as an operator says, until the store says more.
+    pub(super) fn new(least: NonZeroU32) -> Self {
+        Self { count: AtomicU32::new(least.get()), least }
+    }
+
+    /// How many there are, as far as is known.
+    pub(super) fn count(&self) -> NonZeroU32 {
+        NonZeroU32::new(self.count.load(Ordering::Relaxed)).unwrap_or(self.least)
+    }
+
+    /// The store has counted so many; `None` when it could not be asked. True if that changes the count.
+    pub(super) fn tell(&self, told: &mut Told, counted: Option<u32>) -> bool {
+        let now = self.count().get();
+        let Some(counted) = counted.map(|counted| counted.max(self.least.get())) else {
+            // What was heard before is too old to go on from.
+            told.lower = None;
+            return false;
+        };
+        if counted >= now {
+            told.lower = None;
+            self.count.store(counted, Ordering::Relaxed);
+            return counted > now;
+        }
+        let (highest, times) = told.lower.unwrap_or((counted, 0));
+        let (highest, times) = (highest.max(counted), times + 1);
+        if times < PATIENCE {
+            told.lower = Some((highest, times));
+            return false;
+        }
+        told.lower = None;
+        self.count.store(highest, Ordering::Relaxed);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replicas(least: u32) -> (Replicas, Told) {
+        (Replicas::new(NonZeroU32::new(least).unwrap()), Told::default())
+    }
+
+    /// The counts after each of these.
+    fn after(least: u32, counted: &[Option<u32>]) -> Vec<u32> {
+        let (replicas, mut told) = replicas(least);
+        let count = |counted: &Option<u32>| {
+            let before = replicas.count();
+            assert_eq!(replicas.tell(&mut told, *counted), replicas.count() != before);
+            replicas.count().get()
+        };
+        counted.iter().map(count).collect()
+    }
+
+    #[test]
+    fn a_count_that_rises_is_believed_at_once() {
+        assert_eq!(after(1, &[Some(2), Some(3), Some(7)]), [2, 3, 7]);
+    }
+
+    #[test]
+    fn one_that_falls_is_believed_when_it_has_held_for_three_intervals() {
+        assert_eq!(after(1, &[Some(4), Some(2), Some(2), Some(2), Some(2)]), [4, 4, 4, 2, 2]);
+    }
+
+    #[test]
+    fn of_lower_counts_that_differ_the_highest_is_believed() {
+        assert_eq!(after(1, &[Some(5), Some(2), Some(4), Some(3)]), [5, 5, 5, 4]);
+    }
+
+    #[test]
+    fn the_same_count_in_between_begins_the_wait_anew() {
+        assert_eq!(
+            after(1, &[Some(3), Some(2), Some(2), Some(3), Some(2), Some(2), Some(2)]),
+            [3, 3, 3, 3, 3, 3, 2]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_the_last_and_begins_the_wait_anew() {
+        assert_eq!(after(1, &[Some(3), None, None, None, None]), [3, 3, 3, 3, 3]);
+        assert_eq!(
+            after(1, &[Some(3), Some(2), Some(2), None, Some(2), Some(2), Some(2)]),
+            [3, 3, 3, 3, 3, 3, 2]
+        );
+    }
+
+    #[test]
+    fn it_is_never_below_what_an_operator_said() {
+        assert_eq!(
+            after(3, &[None, Some(1), Some(0), Some(1), Some(4), Some(1), Some(1), Some(1)]),
+            [3, 3, 3, 3, 4, 4, 4, 3]
+        );
+    }
+}
