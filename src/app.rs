@@ -122,7 +122,7 @@ impl App {
                     store = store.with_store(name, target, tuning)?;
                 }
                 let failing = settings.failing();
-                Limiter::shared(store, KeySeed::random()?, clock, settings.max_buckets, failing)
+                Limiter::shared(store, KeySeed::random()?, clock.clone(), settings.max_buckets, failing)
             }
             None => {
                 Limiter::in_memory(LocalStore::new(settings.max_buckets, clock.clone()), KeySeed::random()?)

@@ -45,7 +45,12 @@ struct Known {
     generation: u64,
     /// When it is forgotten.
     until: Micros,
+    /// When somebody asks again, so that it need not be forgotten first.
+    refresh: Micros,
 }
+
+/// The last part of the time that a denial is remembered for, in which it is asked about again: one of so many.
+const REFRESH: Micros = 10;
 
 /// How many generations there are for all buckets together.
 const STRIPES: usize = 1_024;
@@ -113,6 +118,12 @@ impl Denials {
         let mut buckets: SmallVec<[Bucket; 4]> = SmallVec::new();
         for key in &keys {
             let known = self.known.get(key)?;
+            if known.refresh <= now && known.until > now {
+                // Whoever comes first asks; the others know meanwhile, and do not all come at once when it is forgotten.
+                drop(known);
+                self.known.get_mut(key)?.refresh = Micros::MAX;
+                return None;
+            }
             let of_this = |charge: &&Charge| charge.bucket == *key;
             let same = charges
                 .iter()
@@ -160,7 +171,11 @@ impl Denials {
             let bucket = bound(charge, verdict, asked);
             let until = asked.saturating_add(wait);
             if self.has_room(asked) {
-                self.known.insert(charge.bucket, Known { bucket, limit: charge.limit, generation, until });
+                // At the promised moment it is over; before that, somebody else may have given something back.
+                let refresh =
+                    if wait < longest { Micros::MAX } else { asked.saturating_add(wait - wait / REFRESH) };
+                let known = Known { bucket, limit: charge.limit, generation, until, refresh };
+                self.known.insert(charge.bucket, known);
             }
         }
     }
@@ -255,7 +270,9 @@ mod tests {
         let decision = learn(&denials, &[take(1, 1)], &[10]);
         let known = denials.decide(&[take(1, 1)], NOW).unwrap();
         assert_eq!(known.verdicts[0].remaining, decision.verdicts[0].remaining);
-        assert!(is_known(&denials, take(1, 1), NOW + 3 * SECOND - 1));
+        assert!(is_known(&denials, take(1, 1), NOW + 27 * SECOND / 10 - 1));
+        assert!(!is_known(&denials, take(1, 1), NOW + 27 * SECOND / 10), "one asks in the last tenth");
+        assert!(is_known(&denials, take(1, 1), NOW + 3 * SECOND - 1), "the others know meanwhile");
         assert!(
             !is_known(&denials, take(1, 1), NOW + 3 * SECOND),
             "ten seconds were promised, three are the most"
@@ -333,7 +350,7 @@ mod tests {
         let decision = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         let now = denials.generations(&[take(1, 1)]);
         denials.remember(&[take(1, 1)], &decision, NOW, &now, SECOND);
-        assert!(is_known(&denials, take(1, 1), NOW + SECOND - 1));
+        assert!(is_known(&denials, take(1, 1), NOW + SECOND * 9 / 10 - 1));
         assert!(!is_known(&denials, take(1, 1), NOW + SECOND));
     }
 

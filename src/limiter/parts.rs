@@ -156,9 +156,9 @@ fn refund(piece: &Piece, decision: &Decision) -> Option<Refund> {
             let hits = Hits::Refund { tokens, taken: decision.at };
             refund.charges.push(Charge { hits, mode: Mode::Shadow, ..*charge });
             refund.names.push(name.clone());
-            refund.source = verdict.source;
         }
     }
+    refund.source = decision.verdicts.first().map(|verdict| verdict.source).unwrap_or_default();
     (!refund.charges.is_empty()).then_some(refund)
 }
 

@@ -135,12 +135,23 @@ async fn left(weir: &Weir, key: &str, value: &str) -> u64 {
 }
 
 /// What is used of all wide buckets together.
+///
+/// Once Redis has been told of all that was decided without it.
 async fn used(weir: &Weir) -> u64 {
-    let mut used = 0;
-    for key in 0..KEYS {
-        used += 1_000_000 - left(weir, "wide", &key.to_string()).await;
+    tokio::task::block_in_place(|| weir.await_closed());
+    let mut before = u64::MAX;
+    loop {
+        let mut used = 0;
+        for key in 0..KEYS {
+            used += 1_000_000 - left(weir, "wide", &key.to_string()).await;
+        }
+        if used == before {
+            return used;
+        }
+        before = used;
+        // What nobody asks for is swept up four times a second.
+        tokio::time::sleep(Duration::from_millis(800)).await;
     }
-    used
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,15 +351,13 @@ async fn a_planned_failover_loses_no_charge_and_calls_go_on() {
     println!("planned failover: {admitted} admitted, {unanswered} unanswered");
     assert_eq!(denied, 0);
     let used = used(&weirs[0]).await;
-    assert!(
-        (admitted..=admitted + unanswered).contains(&used),
-        "{used} used, {admitted} admitted, {unanswered} not"
-    );
+    assert_eq!(unanswered, 0);
+    assert!((admitted..=admitted + 64).contains(&used), "{used} used, {admitted} admitted");
     drop(cluster);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_dies_is_replaced_and_only_calls_to_its_slots_are_unanswered_meanwhile() {
+async fn a_node_that_dies_is_replaced_and_calls_to_its_slots_are_decided_here_meanwhile() {
     let (mut cluster, rules) = (RedisCluster::start(), rules(RULES));
     let weirs = [serve(rules.path(), &cluster)];
     let load = Load::start(&weirs, 16, usize::MAX, |caller, n| of_key("wide", caller, n)).await;
@@ -360,12 +369,14 @@ async fn a_node_that_dies_is_replaced_and_only_calls_to_its_slots_are_unanswered
     load.await_admitted(2_000).await;
     let (admitted, denied, unanswered) = load.stop().await;
     assert_eq!(denied, 0);
-    assert!(unanswered > 0);
-    // All keys are answered again, by three nodes.
+    assert_eq!(unanswered, 0);
+    assert_eq!(weirs[0].logged("circuit opened"), 1, "the other nodes were asked all the time");
+    // All keys are decided by three nodes again, and these know what was decided without them.
     let used = used(&weirs[0]).await;
     println!("a node died: {admitted} admitted, {unanswered} unanswered, {used} used");
     // What the replica had not been sent when its primary died is lost: of 16 callers at most what they had under way, and
     // what was admitted in the last moments before.
     assert!(used + 200 >= admitted, "{used} used, {admitted} admitted");
-    assert!(used <= admitted + unanswered, "{used} used, {admitted} admitted, {unanswered} not");
+    // What was under way when the node died counts twice, where nobody knows.
+    assert!(used <= admitted + 64, "{used} used, {admitted} admitted");
 }
