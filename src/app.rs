@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -12,13 +13,15 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::clock::{self, Clock};
+use crate::http::guard::Guard;
+use crate::http::{self, Http};
 use crate::limiter::Limiter;
 use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::serve::grpc::Grpc;
 use crate::serve::{Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
 use crate::service::{Options, Service};
-use crate::settings::{Serving, Settings};
+use crate::settings::{HttpEndpoint, HttpSettings, Serving, Settings};
 use crate::store::{KeySeed, LocalStore, RedisStore};
 use crate::telemetry::denials::DenialLog;
 use crate::telemetry::export::Export;
@@ -27,6 +30,9 @@ use crate::telemetry::metrics::{
     LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED,
 };
 use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
+
+/// How long HTTP may take to finish after all else has.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
@@ -37,14 +43,13 @@ pub enum Error {
     /// The rule files are wrong.
     #[error(transparent)]
     Rules(#[from] LoadError),
-    /// What was said of Redis makes no sense, or a file cannot be read.
+    /// Settings that make no sense together, or a file of theirs that cannot be used.
     #[error("{0}")]
-    Redis(String),
-    /// What was said of a collector makes no sense.
-    #[error("{0}")]
-    Export(String),
+    Settings(String),
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}; is another process there? --grpc takes another address")]
+    #[error(
+        "cannot listen on {address}: {source}; is another process there? --grpc and --http take other addresses"
+    )]
     Bind {
         /// The address.
         address: Endpoint,
@@ -76,6 +81,8 @@ pub enum Stop {
 pub struct App {
     settings: Settings,
     grpc: Vec<Listener>,
+    http: Option<Listener>,
+    guard: Guard,
     watch: Arc<Watch>,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
@@ -97,11 +104,13 @@ impl App {
         // First of all, or a SIGHUP that comes while the files are read would end the process.
         let hangup = signal(SignalKind::hangup())
             .map_err(|error| Error::Start(format!("cannot wait for SIGHUP: {error}")))?;
-        let redis = settings.redis().map_err(Error::Redis)?;
-        let named = settings.redis_stores().map_err(Error::Redis)?;
-        let tuning = settings.redis_tuning().map_err(Error::Redis)?;
+        let redis = settings.redis().map_err(Error::Settings)?;
+        let named = settings.redis_stores().map_err(Error::Settings)?;
+        let tuning = settings.redis_tuning().map_err(Error::Settings)?;
+        let HttpSettings { http_allow, http_token_file, .. } = settings.http.clone();
+        let guard = Guard::new(http_allow, http_token_file).map_err(Error::Settings)?;
         let clock = Clock::system();
-        let export = Export::new(&settings.telemetry, clock.clone()).map_err(Error::Export)?;
+        let export = Export::new(&settings.telemetry, clock.clone()).map_err(Error::Settings)?;
         let watch =
             Arc::new(Watch::new(&settings.rules, clock.clone()).with_stores(settings.redis_store_names()));
         let loading = Arc::clone(&watch);
@@ -112,9 +121,12 @@ impl App {
         }
         let mut grpc = Vec::new();
         for address in &settings.grpc {
-            let bound = address.bind().await;
-            grpc.push(bound.map_err(|source| Error::Bind { address: address.clone(), source })?);
+            grpc.push(listen(address).await?);
         }
+        let http = match &settings.http.http {
+            HttpEndpoint(Some(address)) => Some(listen(address).await?),
+            HttpEndpoint(None) => None,
+        };
         let limiter = Arc::new(match redis {
             Some(redis) => {
                 let mut store = RedisStore::new(&redis, tuning)?;
@@ -131,7 +143,7 @@ impl App {
         let metrics = Arc::new(Metrics::new(settings.telemetry.max_detailed_series));
         observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
-        Ok(Self { settings, grpc, watch, limiter, metrics, telemetry, export, clock, hangup })
+        Ok(Self { settings, grpc, http, guard, watch, limiter, metrics, telemetry, export, clock, hangup })
     }
 
     /// What this server tells of itself.
@@ -145,24 +157,45 @@ impl App {
         self.grpc.iter().map(Listener::endpoint)
     }
 
+    /// Where HTTP is answered, if anywhere.
+    #[must_use]
+    pub fn http(&self) -> Option<&Endpoint> {
+        self.http.as_ref().map(Listener::endpoint)
+    }
+
     /// Serves until `stop` comes, then finishes the calls that are under way, for as long as the settings allow.
     ///
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, stop: impl Future<Output = Stop> + Send) -> Result<(), Error> {
-        let Self { settings, grpc, watch, limiter, metrics, telemetry, export, clock, mut hangup } = self;
-        let Serving { max_connections, max_calls, overload, drain_delay, drain_timeout, .. } =
-            settings.serving;
+        let Self {
+            settings,
+            grpc,
+            http,
+            guard,
+            watch,
+            limiter,
+            metrics,
+            telemetry,
+            export,
+            clock,
+            mut hangup,
+        } = self;
+        let bounds = settings.serving.bounds();
+        let Serving {
+            max_connections, max_calls, overload, request_timeout, drain_delay, drain_timeout, ..
+        } = settings.serving;
         let (health, health_service) = tonic_health::server::health_reporter();
-        set_health(&health, watch.is_loaded()).await;
+        let is_loaded = watch.is_loaded();
+        set_health(&health, is_loaded).await;
         let mut recorder = Recorder::new(Arc::clone(&metrics), clock);
         recorder.denials =
             DenialLog { of_each: settings.telemetry.log_denials, with_keys: settings.telemetry.log_keys };
         recorder.traces = export.as_ref().and_then(Export::traces);
-        let exporting = export.map(|export| export.start(telemetry));
+        let exporting = export.map(|export| export.start(telemetry.clone()));
         let service = Service::new(
             watch.current(),
-            limiter,
+            Arc::clone(&limiter),
             Options {
                 max_descriptors: settings.max_descriptors.get(),
                 shadow_mode: settings.shadow_mode,
@@ -175,16 +208,15 @@ impl App {
             recorder,
         );
         let service = Arc::new(service.with_per_second(settings.redis_named.redis_per_second.clone()));
-        let limits = RateLimitServiceServer::from_arc(service)
+        let limits = RateLimitServiceServer::from_arc(Arc::clone(&service))
             .max_decoding_message_size(settings.max_message_bytes.get())
             // A response repeats what was asked: it may be as long, and must not be what fails.
             .max_encoding_message_size(usize::MAX);
         let others = reflection(Routes::new(health_service))?;
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
-        let tally = Arc::new(Tally::default());
-        observe_serving(&metrics, &tally, &overload);
-        let answers =
-            Arc::new(Grpc::new(limits, others, overload, Arc::clone(&tally), settings.serving.bounds()));
+        let (tally, http_tally) = (Arc::<Tally>::default(), Arc::<Tally>::default());
+        observe_serving(&metrics, &tally, &http_tally, &overload);
+        let answers = Arc::new(Grpc::new(limits, others, Arc::clone(&overload), Arc::clone(&tally), bounds));
 
         let (phase, course) = Course::new();
         let mut listeners = JoinSet::new();
@@ -197,13 +229,36 @@ impl App {
                 move |incoming: Incoming| Arc::clone(&answers).serve(incoming.wire, connected.clone());
             listeners.spawn(accept(listener, max_connections.get(), Arc::clone(&tally), course, serve));
         }
-        tracing::info!(grpc = %addresses.join(","), "serving");
+        // Told when all calls are answered, so that probes and metrics are there until then.
+        let (end_http, http_course) = Course::new();
+        let mut http_listener = JoinSet::new();
+        match http {
+            Some(listener) => {
+                tracing::info!(grpc = %addresses.join(","), http = %listener.endpoint(), "serving");
+                let answers = Arc::new(Http {
+                    guard,
+                    watch: Arc::clone(&watch),
+                    limiter,
+                    service,
+                    overload,
+                    telemetry,
+                    course,
+                    max_body: settings.max_message_bytes.get(),
+                    request_timeout,
+                });
+                let connected = http_course.clone();
+                let serve = move |incoming: Incoming| Arc::clone(&answers).serve(incoming, connected.clone());
+                http_listener.spawn(accept(listener, http::MAX_CONNECTIONS, http_tally, http_course, serve));
+            }
+            None => tracing::info!(grpc = %addresses.join(","), "serving"),
+        }
 
         let stop = tokio::select! {
             _ = listeners.join_next() => return Err(Error::Ended),
+            Some(_) = http_listener.join_next() => return Err(Error::Ended),
             never = Arc::clone(&watch).follow(settings.following()) => match never {},
             never = obey(&watch, &mut hangup) => match never {},
-            never = keep_health(&watch, &health) => match never {},
+            never = keep_health(&watch, &health, is_loaded) => match never {},
             stop = stop => stop,
         };
         let deadline = clock::instant() + drain_timeout;
@@ -222,6 +277,10 @@ impl App {
                 "calls were still under way when the time to drain was over; their connections are cut"
             );
         }
+        _ = end_http.send(Phase::Closing);
+        let finished = async { while http_listener.join_next().await.is_some() {} };
+        // Whoever asked last is to have his answer, also when the time is over.
+        _ = tokio::time::timeout_at(deadline.max(clock::instant() + LAST_ANSWER), finished).await;
         if let Some(exporting) = exporting {
             exporting.finish().await;
         }
@@ -251,18 +310,8 @@ fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
     });
 }
 
-/// The same of calls and connections.
-#[allow(clippy::cast_precision_loss, reason = "so many connections there are not")]
-fn observe_serving(metrics: &Metrics, tally: &Arc<Tally>, overload: &Arc<Overload>) {
-    let (tally, overload) = (Arc::clone(tally), Arc::clone(overload));
-    metrics.observe(move |to| {
-        to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
-        to.count(&CALLS_SHED, &[], overload.shed());
-        to.number(&CONNECTIONS, &["grpc"], tally.open() as f64);
-        to.count(&CONNECTIONS_ACCEPTED, &["grpc"], tally.accepted());
-        to.count(&CONNECTIONS_REFUSED, &["grpc"], tally.refused());
-        to.count(&CONNECTIONS_FAILED, &["grpc"], tally.failed());
-    });
+async fn listen(address: &Endpoint) -> Result<Listener, Error> {
+    address.bind().await.map_err(|source| Error::Bind { address: address.clone(), source })
 }
 
 /// Adds the description of all services, for clients that have no files of it.
@@ -277,6 +326,23 @@ fn reflection(routes: Routes) -> Result<Routes, Error> {
     Ok(routes.add_service(described().build_v1alpha().map_err(failed)?))
 }
 
+/// Has connections and calls under way told with the other metrics.
+#[allow(clippy::cast_precision_loss, reason = "so many there are not")]
+fn observe_serving(metrics: &Metrics, grpc: &Arc<Tally>, http: &Arc<Tally>, overload: &Arc<Overload>) {
+    let (tallies, overload) =
+        ([("grpc", Arc::clone(grpc)), ("http", Arc::clone(http))], Arc::clone(overload));
+    metrics.observe(move |to| {
+        for (listener, tally) in &tallies {
+            to.number(&CONNECTIONS, &[listener], tally.open() as f64);
+            to.count(&CONNECTIONS_ACCEPTED, &[listener], tally.accepted());
+            to.count(&CONNECTIONS_REFUSED, &[listener], tally.refused());
+            to.count(&CONNECTIONS_FAILED, &[listener], tally.failed());
+        }
+        to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
+        to.count(&CALLS_SHED, &[], overload.shed());
+    });
+}
+
 /// Has the rules looked at on each SIGHUP, for ever.
 async fn obey(watch: &Watch, hangup: &mut Signal) -> Infallible {
     loop {
@@ -285,11 +351,15 @@ async fn obey(watch: &Watch, hangup: &mut Signal) -> Infallible {
     }
 }
 
-/// Says that it is serving as soon as rules are in force.
-async fn keep_health(watch: &Watch, health: &HealthReporter) -> Infallible {
+/// Says that it is serving as soon as rules are in force, if that has not been `told`.
+async fn keep_health(watch: &Watch, health: &HealthReporter, mut told: bool) -> Infallible {
     let mut changes = watch.changes();
     loop {
-        set_health(health, watch.is_loaded()).await;
+        // Only what has changed, since those who watch are told again each time.
+        if watch.is_loaded() != told {
+            told = !told;
+            set_health(health, told).await;
+        }
         if changes.changed().await.is_err() {
             // Cannot be: the watch is there.
             std::future::pending::<()>().await;

@@ -116,7 +116,7 @@ fn serve(settings: Settings) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(app::Error::Rules(error)) => refuse(&error),
-        Err(error @ (app::Error::Redis(_) | app::Error::Export(_))) => fail(EX_USAGE, &error.to_string()),
+        Err(error @ app::Error::Settings(_)) => fail(EX_USAGE, &error.to_string()),
         Err(error) => fail(EX_FAILED, &error.to_string()),
     }
 }

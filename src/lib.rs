@@ -12,6 +12,7 @@
 //! - [`store`] keeps buckets, in memory or in Redis; [`limiter`] is who decides where a request is decided.
 //! - [`service`] is the only part that knows the protocol of [`proto`], [`clock`] the only one that reads the time.
 //! - [`serve`] holds the listeners and their connections, within bounds.
+//! - [`http`] answers what is not gRPC: probes, metrics, the rules in force, decisions as JSON.
 //! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] what weir tells
 //!   of itself.
 //!
@@ -24,6 +25,7 @@ pub mod bucket;
 pub mod cli;
 pub mod clock;
 pub mod decision;
+pub mod http;
 pub mod limiter;
 pub mod proto;
 pub mod rules;

@@ -33,7 +33,7 @@ pub use problem::{Place, Problem, Severity};
 pub use reply::{Denial, Header, HeaderStyle, Headers};
 pub use rule::{Allowance, Rule, RuleLimit, Source};
 pub use tier::{ByTier, OnTier, Subjects, Tier};
-pub use tree::{Domain, Entry};
+pub use tree::{Domain, Entry, Range as AddressRange};
 pub use watch::{Following, InForce, Refused, Status, Watch};
 pub use yaml::Any;
 

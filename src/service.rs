@@ -441,7 +441,10 @@ impl RateLimitService for Service {
 }
 
 /// Answers a request by `policy`, without asking any bucket.
-fn answer_unasked(request: &RateLimitRequest, policy: Policy) -> Result<RateLimitResponse, Status> {
+///
+/// # Errors
+/// With `UNAVAILABLE`, if that is the policy.
+pub fn answer_unasked(request: &RateLimitRequest, policy: Policy) -> Result<RateLimitResponse, Status> {
     let code = match policy {
         Policy::Allow => Code::Ok,
         Policy::Deny => Code::OverLimit,

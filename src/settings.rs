@@ -12,10 +12,12 @@ use crate::serve::Endpoint;
 use crate::telemetry::settings::TelemetrySettings;
 
 mod failure;
+mod http;
 mod redis;
 mod serving;
 
 pub use failure::FailureSettings;
+pub use http::{HttpEndpoint, HttpSettings};
 pub use redis::{RedisFiles, RedisStores, RedisTuning, RedisUrl};
 pub use serving::Serving;
 
@@ -46,6 +48,10 @@ pub struct Settings {
         value_delimiter = ','
     )]
     pub grpc: Vec<Endpoint>,
+
+    /// The HTTP listener.
+    #[command(flatten)]
+    pub http: HttpSettings,
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///

@@ -104,6 +104,12 @@ impl Subjects {
 }
 
 impl ByTier {
+    /// What the rule takes from each tier.
+    #[must_use]
+    pub fn tiers(&self) -> &[Tier] {
+        &self.tiers
+    }
+
     /// The tier of a descriptor's subject.
     pub(super) fn of(&self, entries: &[Entry<'_>]) -> Option<OnTier<'_>> {
         let subject = entries.get(self.entry)?;

@@ -26,7 +26,8 @@ mod ranges;
 mod wildcards;
 
 pub(super) use patterns::{MAX_REGEXES, Pattern, Patterns, regex};
-pub(super) use ranges::{Range, Ranges};
+pub use ranges::Range;
+pub(super) use ranges::Ranges;
 
 /// One entry of a request's descriptor. Bytes, for that is what a header holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -439,7 +439,7 @@ fn signals_are_heeded_from_the_start_also_while_rules_are_read() {
     for (signal, code) in [(Signal::HUP, None), (Signal::TERM, Some(0))] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
         command
-            .args(["serve", "--grpc", "127.0.0.1:0", "--rules"])
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "off", "--drain-delay", "0s", "--rules"])
             .arg(directory.path())
             .stderr(Stdio::null());
         let mut weir = command.spawn().unwrap();

@@ -22,6 +22,7 @@ mod exact;
 mod examples;
 mod faults;
 mod fuzz;
+mod http;
 mod protocol;
 mod redis;
 mod reload;

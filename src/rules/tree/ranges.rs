@@ -14,9 +14,18 @@ use crate::rules::rule::Source;
 /// An IPv4 address that is mapped into IPv6 (`::ffff:10.0.0.1`, RFC 4291, section 2.5.5.2) is the IPv4 address, in ranges
 /// as in values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::rules) struct Range {
+pub struct Range {
     first: IpAddr,
     length: u8,
+}
+
+impl Range {
+    /// Whether an address is in it.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.first.is_ipv4() && masked(address, self.length) == self.first
+    }
 }
 
 /// Bits of an IPv6 address before a mapped IPv4 address begins.

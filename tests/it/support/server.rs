@@ -24,7 +24,14 @@ struct Line {
 
 /// Settings as the command line has them without flags, but for these rules, a free port, and no time lost at the end.
 pub(crate) fn settings(rules: &Path) -> Settings {
-    let fixed = ["weir", "--grpc=127.0.0.1:0", "--drain-delay=0s", "--drain-timeout=5s", "--rules"];
+    let fixed = [
+        "weir",
+        "--grpc=127.0.0.1:0",
+        "--http=127.0.0.1:0",
+        "--drain-delay=0s",
+        "--drain-timeout=5s",
+        "--rules",
+    ];
     Line::parse_from(fixed.map(OsStr::new).into_iter().chain([rules.as_os_str()])).settings
 }
 
@@ -46,6 +53,7 @@ fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) telemetry: Telemetry,
+    http: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), Error>>,
 }
@@ -55,12 +63,18 @@ impl Server {
         let app = App::bind(settings).await.unwrap();
         let telemetry = app.telemetry();
         let address = app.grpc().find_map(address).expect("it listens on TCP");
+        let http = app.http().and_then(self::address);
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(app.run(async {
             _ = stopped.await;
             Stop::Gently
         }));
-        Self { address, telemetry, stop: Some(stop), running }
+        Self { address, telemetry, http, stop: Some(stop), running }
+    }
+
+    /// Where it answers HTTP.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http.expect("it listens on TCP")
     }
 
     pub(crate) async fn channel(&self) -> Channel {

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Weir {
     child: Child,
     grpc: SocketAddr,
+    http: Option<SocketAddr>,
     /// What it has logged so far.
     log: Log,
     /// Reads standard error to its end.
@@ -56,6 +57,9 @@ impl Weir {
         if !arguments.contains(&OsStr::new("--drain-delay")) {
             command.args(["--drain-delay", "0s"]);
         }
+        if !arguments.contains(&OsStr::new("--http")) {
+            command.args(["--http", "127.0.0.1:0"]);
+        }
         command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
         // Settings of whoever runs the tests are not those of the test.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WEIR_"))
@@ -69,7 +73,7 @@ impl Weir {
         let written = Arc::clone(&log);
         let reader = thread::spawn(move || read(lines, &written, &serving));
         match address.recv_timeout(PATIENCE) {
-            Ok(grpc) => Self { child, grpc, log, reader: Some(reader) },
+            Ok((grpc, http)) => Self { child, grpc, http, log, reader: Some(reader) },
             Err(_) => {
                 end(&mut child);
                 reader.join().unwrap();
@@ -81,6 +85,11 @@ impl Weir {
     /// Where it serves gRPC.
     pub(crate) fn grpc(&self) -> SocketAddr {
         self.grpc
+    }
+
+    /// Where it serves HTTP.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http.expect("it listens on TCP")
     }
 
     /// Tells it to load its rules again.
@@ -157,16 +166,24 @@ fn end(child: &mut Child) -> Option<ExitStatus> {
 }
 
 /// Reads the log to its end; sends the address from the line that says where weir is serving.
-fn read(lines: Lines<BufReader<ChildStderr>>, log: &Log, serving: &mpsc::Sender<SocketAddr>) {
+fn read(
+    lines: Lines<BufReader<ChildStderr>>,
+    log: &Log,
+    serving: &mpsc::Sender<(SocketAddr, Option<SocketAddr>)>,
+) {
     for line in lines.map_while(Result::ok) {
         let mut log = log.lock().unwrap();
         log.push_str(&line);
         log.push('\n');
         drop(log);
         if line.contains("serving") {
-            let address = line.split_whitespace().find_map(|word| word.strip_prefix("grpc="));
+            // Of several, the first that is on TCP.
+            let address = |name: &str| {
+                let all = line.split_whitespace().find_map(|word| word.strip_prefix(name))?;
+                all.split(',').find_map(|address| address.parse().ok())
+            };
             // Nobody listens any more after the first.
-            _ = address.and_then(|address| address.parse().ok()).map(|address| serving.send(address));
+            _ = address("grpc=").map(|grpc| serving.send((grpc, address("http="))));
         }
     }
 }
