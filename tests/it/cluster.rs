@@ -244,6 +244,39 @@ async fn with_a_hash_tag_the_keys_of_a_request_are_in_one_slot_and_it_is_one_scr
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_cut_neither_lose_nor_repeat_a_charge_in_any_slot() {
+    let (cluster, rules) = (RedisCluster::start(), rules(RULES));
+    let weirs = [serve(rules.path(), &cluster)];
+    let load = Load::start(&weirs, 32, usize::MAX, |caller, n| of_key("wide", caller, n)).await;
+    load.await_admitted(500).await;
+    let cutting = tokio::task::spawn_blocking(move || {
+        let mut connections: Vec<_> = cluster.nodes()[..3].iter().map(RedisServer::connection).collect();
+        for _ in 0..150 {
+            for connection in &mut connections {
+                let mut list = redis::cmd("CLIENT");
+                let list: String = list.arg("LIST").arg("TYPE").arg("normal").query(connection).unwrap();
+                let own: u64 = redis::cmd("CLIENT").arg("ID").query(connection).unwrap();
+                let id = |line: &str| line.split_once(' ')?.0.strip_prefix("id=")?.parse::<u64>().ok();
+                // Never the only one: the other has to be there.
+                let others = list.lines().filter_map(id).filter(|id| *id != own);
+                if let Some(id) = others.skip(1).last() {
+                    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<i64>(connection).unwrap();
+                }
+            }
+            // Until there is one to be cut again.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        cluster
+    });
+    let cluster = cutting.await.unwrap();
+    let (admitted, denied, unanswered) = load.stop().await;
+    assert_eq!((denied, unanswered), (0, 0));
+    assert!(weirs[0].logged("a connection broke") > 10, "connections were cut");
+    assert_eq!(used(&weirs[0]).await, admitted, "every charge landed once");
+    drop(cluster);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_while_calls_come_cost_no_call_and_no_charge() {
     let (cluster, rules) = (RedisCluster::start(), rules(RULES));
     let weirs = [serve(rules.path(), &cluster)];
