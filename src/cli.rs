@@ -1,4 +1,4 @@
-//! The command line: `serve`, `check`, `explain` and `hit`.
+//! The command line: `serve`, `check`, `explain`, `schema` and `hit`.
 //!
 //! Answers go to standard output, messages to standard error. Exit codes: 0; 64 (`EX_USAGE`) for a wrong command line or
 //! wrong rules; 1 for what could not be started or reached.
@@ -48,6 +48,11 @@ enum Command {
     /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
     Explain(explain::Explain),
 
+    /// Print the JSON Schema of rule files, for editors
+    ///
+    /// A first line `# yaml-language-server: $schema=PATH` in a rule file has editors complete and check it.
+    Schema,
+
     /// Ask a running server about one request, and charge it
     Hit(Box<hit::Hit>),
 }
@@ -73,6 +78,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             },
             Err(code) => code,
         },
+        Command::Schema => answer(&format!("{:#}\n", rules::schema().as_value())),
         Command::Hit(hit) => match runtime().and_then(|runtime| runtime.block_on(hit.run())) {
             Ok(text) => answer(&text),
             Err(error) => fail(EX_FAILED, &error),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use super::problem::{Place, shorten};
@@ -15,30 +16,47 @@ use crate::clock::Micros;
 use crate::decision::OnRedisFailure;
 
 /// A file: a domain and its rules.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["domain"]))]
 pub(super) struct File {
+    /// The name by which the proxy asks for these rules. Files may share it.
     pub(super) domain: Field<String>,
+    /// The rules for the first entry of a descriptor.
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
+    /// The `--redis-store` that the domain's buckets are in.
     pub(super) redis: Field<String>,
+    /// Headers that tell clients of limits.
     pub(super) headers: Field<HeaderChoice>,
+    /// Whose keys are in one slot of a Redis Cluster.
     pub(super) redis_hash_tag: Field<HashTag>,
+    /// Named sets of limits: by tier, and in it by dimension.
     pub(super) tiers: Field<BTreeMap<String, Field<TierLimits>>>,
+    /// Who is on which tier, by the key of the entry that names them.
     pub(super) subjects: Field<BTreeMap<String, Field<Subject>>>,
 }
 
 /// Headers about limits: a map, or a style's name alone.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
+#[schemars(!remote, transform = super::schema::style_or_whole)]
 pub(super) struct HeaderChoice {
+    /// Which of them are sent.
     pub(super) style: Field<HeaderStyle>,
+    /// The name of the header that the draft calls `RateLimit`.
     ratelimit: Field<String>,
+    /// The name of the header that the draft calls `RateLimit-Policy`.
     policy: Field<String>,
+    /// The name of the header with the limit.
     limit: Field<String>,
+    /// The name of the header with what is left.
     remaining: Field<String>,
+    /// The name of the header with the time to wait.
     reset: Field<String>,
+    /// The name of the header that says when to come back.
     retry_after: Field<String>,
+    /// The name of the header of `warn_at`.
     warning: Field<String>,
 }
 
@@ -82,10 +100,12 @@ impl<'de> Deserialize<'de> for HeaderStyle {
 }
 
 /// The body of a denial.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Body {
+    /// Such as `application/json`.
     pub(super) content_type: Field<String>,
+    /// The body itself.
     pub(super) text: Field<String>,
 }
 
@@ -116,38 +136,62 @@ impl<'de> Deserialize<'de> for Share {
 pub(super) type TierLimits = BTreeMap<String, Field<RateLimit>>;
 
 /// Who is on which tier, by the values of one key.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Subject {
+    /// The tier of those who are no members.
     pub(super) default: Field<String>,
+    /// The tiers of those who are, by the value of the entry.
     pub(super) members: Field<BTreeMap<String, Field<String>>>,
 }
 
 /// A rule: what it matches, what it limits, and the rules below it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["key"]))]
 pub(super) struct Descriptor {
+    /// The entry that the rule is about.
     pub(super) key: Field<String>,
+    /// The entry's value; `*` stands for any bytes. Without it, any value matches.
     pub(super) value: Field<String>,
+    /// In place of `value`: a list of values, without wildcards.
     pub(super) values: Field<Vec<Field<String>>>,
+    /// In place of `value`: address ranges; the longest prefix wins.
     pub(super) cidr: Field<OneOrMany>,
+    /// In place of `value`: a regular expression for the whole value.
     pub(super) regex: Field<String>,
+    /// The limit, for descriptors that end here.
     pub(super) rate_limit: Field<RateLimit>,
+    /// Several limits, all of which must have room.
     pub(super) rate_limits: Field<Vec<Field<RateLimit>>>,
+    /// Limits from the subject's tier, by dimension.
     pub(super) tier_limit: Field<OneOrMany>,
+    /// Tokens that a hit takes; 1 if nothing is said.
     pub(super) cost: Field<u32>,
+    /// Whether charges always land, as debt if need be: for what is known only afterwards.
     pub(super) overdraft: Field<bool>,
+    /// The share from which on a caller is told by a header, and denied nothing.
     pub(super) warn_at: Field<Share>,
+    /// On how many callers of a hundred it is enforced; for the others it is in shadow mode.
     pub(super) enforce_percent: Field<u32>,
+    /// What a client gets who is denied, as plain text.
     pub(super) message: Field<String>,
+    /// What a client gets who is denied, with a content type.
     pub(super) body: Field<Body>,
     pub(super) on_redis_failure: Field<OnRedisFailure>,
+    /// The rules for the next entry of the same descriptor.
     pub(super) descriptors: Field<Vec<Field<Descriptor>>>,
+    /// Whether it is counted only, and denies nothing.
     pub(super) shadow_mode: Field<bool>,
+    /// Whether it denies a request only when all quotas that the request meets are over.
     pub(super) quota_mode: Field<bool>,
+    /// Whether metrics tell the values of all of the rule's entries apart.
     pub(super) detailed_metric: Field<bool>,
+    /// Whether metrics tell this entry's values apart.
     pub(super) value_to_metric: Field<bool>,
+    /// Whether all values that match share one bucket.
     pub(super) share_threshold: Field<bool>,
+    /// What is passed on in the response's dynamic metadata.
     pub(super) metadata: Field<Any>,
 }
 
@@ -213,17 +257,25 @@ impl<'de> FromText<'de> for OneOrMany {
 }
 
 /// A limit: a map, or short for one, `60/minute` or `unlimited`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
+#[schemars(!remote, transform = super::schema::short_or_whole)]
 pub(super) struct RateLimit {
+    /// Shown in answers, and what `replaces` refers to.
     pub(super) name: Field<String>,
     pub(super) unit: Field<Unit>,
+    /// How many in a unit; 0 admits nothing.
     pub(super) requests_per_unit: Field<u32>,
+    /// How many at once; `requests_per_unit` if nothing is said.
     pub(super) burst: Field<u32>,
     pub(super) algorithm: Field<Algorithm>,
+    /// Whether there is no limit.
     pub(super) unlimited: Field<bool>,
+    /// Limits that do not apply where this one does.
     pub(super) replaces: Field<Vec<Field<Replaces>>>,
+    /// What a client gets who is denied, as plain text.
     pub(super) message: Field<String>,
+    /// What a client gets who is denied, with a content type.
     pub(super) body: Field<Body>,
 }
 
@@ -304,9 +356,10 @@ impl<'de> Deserialize<'de> for Algorithm {
 }
 
 /// Another limit that gives way to this one.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Replaces {
+    /// The name of the limit that gives way.
     pub(super) name: Field<String>,
 }
 
@@ -414,7 +467,7 @@ const NAMED: [(&str, Unit, Micros); 7] = [
 ];
 
 /// What a duration may end in.
-const SUFFIXES: [(&str, Micros); 6] =
+pub(super) const SUFFIXES: [(&str, Micros); 6] =
     [("ms", 1_000), ("s", SECOND), ("m", MINUTE), ("h", HOUR), ("d", DAY), ("w", WEEK)];
 
 impl Unit {
@@ -429,6 +482,11 @@ impl Unit {
             Self::Other(micros) => micros,
             _ => named.unwrap_or(NonZeroU64::MIN),
         }
+    }
+
+    /// The names of those that have one.
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        NAMED.iter().map(|(name, ..)| *name)
     }
 
     /// The API's name for it, if it has one.

@@ -53,7 +53,7 @@ pub enum Header {
     Warning,
 }
 
-const STYLES: [(&str, HeaderStyle); 4] = [
+pub(super) const STYLES: [(&str, HeaderStyle); 4] = [
     ("none", HeaderStyle::None),
     ("draft", HeaderStyle::Draft),
     ("ratelimit", HeaderStyle::RateLimit),

@@ -272,7 +272,7 @@ fn explain_shows_the_whole_decision_on_unused_buckets() {
         "
 domain: api
 descriptors:
-  - { key: user, rate_limits: [ 20/second, 15/minute, { name: daily, unit: day, requests_per_unit: 3 } ] }
+  - { key: user, rate_limits: [ 5/second, { name: daily, unit: day, requests_per_unit: 15 } ] }
   - { key: plan, cost: 2, rate_limit: 5/day }
   - { key: trial, shadow_mode: true, rate_limit: 1/day }
 ",
@@ -288,30 +288,36 @@ descriptors:
     assert_eq!(
         decision("1", &["user=a", "plan=b", "none=c"]),
         "OK
-  user=a: OK, 3 per day (daily), 2 left, full in 28800 s
+  user=a: OK, 5 per second, 4 left, full in 1 s
   plan=b: OK, 5 per day, 3 left, full in 34560 s
   none=c: OK, no limit applies
   user=a: of its limits
-    `second` has room, 19 left
-    `minute` has room, 14 left
-    `daily` has room, 2 left
+    `second` has room, 4 left
+    `daily` has room, 14 left
 "
     );
     assert_eq!(
-        decision("4", &["user=a", "trial=t"]),
+        decision("6", &["user=a", "trial=t"]),
         "OVER_LIMIT
-  user=a: OVER_LIMIT, 3 per day (daily), 3 left, does not fit, or another descriptor never will
+  user=a: OVER_LIMIT, 5 per second, 5 left, does not fit, or another descriptor never will
   trial=t: OK, 1 per day, 0 left, full in 86400 s
   user=a: of its limits
-    `second` has room, 20 left
-    `minute` has room, 15 left
-    `daily` never has room for so many, 3 left
+    `second` never has room for so many, 5 left
+    `daily` has room, 15 left
 "
     );
     assert!(decision("0", &["plan=b"]).starts_with("OK\n  plan=b: OK, 5 per day, 5 left"));
 
     let (code, _, error) = run(&["explain", "--rules", path, "--domain", "api", "--hits", "1", "=b"], &[]);
     assert_eq!(code, 64, "{error}");
+}
+
+#[test]
+fn schema_prints_the_schema_that_is_shipped() {
+    let (code, printed, error) = run(&["schema"], &[]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/schema.json");
+    assert_eq!(printed, fs::read_to_string(shipped).unwrap());
 }
 
 #[test]

@@ -26,7 +26,9 @@ fn meets(set: &RuleSet, entries: &[(&str, &str)]) -> Option<String> {
 
 #[test]
 fn every_file_in_config_loads_by_itself_and_without_a_warning() {
-    let files = files(&root().join("config"));
+    let mut files = files(&root().join("config"));
+    // Beside them is what editors check them against.
+    files.retain(|file| !file.ends_with("schema.json"));
     assert!(!files.is_empty());
     for file in files {
         let set = load(&file, 0).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
