@@ -267,6 +267,76 @@ none=n
 }
 
 #[test]
+fn explain_tells_of_lists_ranges_expressions_tiers_and_all_that_a_rule_says() {
+    let directory = rules(
+        "
+domain: api
+tiers:
+  free: { requests: 60/minute }
+  pro: { requests: 600/minute }
+subjects: { user: { default: free, members: { zen: pro } } }
+descriptors:
+  - { key: ip, values: [localhost, home] }
+  - { key: ip, cidr: [10.0.0.0/8], share_threshold: true, rate_limits: [20/second, 1000/15m] }
+  - { key: ip, cidr: 10.1.0.0/16, rate_limit: unlimited }
+  - { key: ip, regex: '[0-9.]+', rate_limit: 1/day }
+  - { key: user, tier_limit: requests, cost: 2, warn_at: 0.8, enforce_percent: 50, on_redis_failure: deny }
+",
+    );
+    let path = directory.path().to_str().unwrap();
+    let descriptors = ["ip=home", "ip=10.2.0.1", "ip=10.1.0.1", "ip=1.2", "user=zen", "user=ann"];
+    let arguments = ["explain", "--rules", path, "--domain", "api"];
+    let (code, printed, error) = run(&[&arguments[..], &descriptors].concat(), &[]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(
+        printed.replace(path, ""),
+        "ip=home
+  ip=home: matches `ip` with value `home` of a list (/rules.yaml:8:5)
+  no limit: the rule has no limit, so it exempts what it matches
+ip=10.2.0.1
+  ip=10.2.0.1: matches `ip` in range `10.0.0.0/8` (/rules.yaml:9:5)
+    not: value `home` is another value (/rules.yaml:8:5)
+    not: value `localhost` is another value (/rules.yaml:8:5)
+  limit: 20 per second, 20 at once (/rules.yaml:9:73)
+  bucket: domain `api`, ip=cidr:10.0.0.0/8 shared by all that match, limit `second`
+  limit: 1000 per 15m, 1000 at once (/rules.yaml:9:84)
+  bucket: domain `api`, ip=cidr:10.0.0.0/8 shared by all that match, limit `15m`
+ip=10.1.0.1
+  ip=10.1.0.1: matches `ip` in range `10.1.0.0/16` (/rules.yaml:10:5)
+    not: value `home` is another value (/rules.yaml:8:5)
+    not: value `localhost` is another value (/rules.yaml:8:5)
+  limit: none, it is unlimited (/rules.yaml:10:47)
+ip=1.2
+  ip=1.2: matches `ip` with regex `[0-9.]+` (/rules.yaml:11:5)
+    not: value `home` is another value (/rules.yaml:8:5)
+    not: value `localhost` is another value (/rules.yaml:8:5)
+    not: not in range `10.0.0.0/8` (/rules.yaml:9:5)
+    not: not in range `10.1.0.0/16` (/rules.yaml:10:5)
+  limit: 1 per day, 1 at once (/rules.yaml:11:46)
+  bucket: domain `api`, ip=1.2, limit `day`
+user=zen
+  user=zen: matches `user` with any value (/rules.yaml:12:5)
+  tier: `pro`, named by `user`
+  limit: 600 per minute, 600 at once (/rules.yaml:5:20)
+  bucket: domain `api`, user=zen, limit `requests`
+  enforced: on 50 callers of a hundred
+  warns: from 0.8 of it on
+  cost: a hit takes 2 tokens
+  without Redis: denied
+user=ann
+  user=ann: matches `user` with any value (/rules.yaml:12:5)
+  tier: `free`, the default of `user`
+  limit: 60 per minute, 60 at once (/rules.yaml:4:21)
+  bucket: domain `api`, user=ann, limit `requests`
+  enforced: on 50 callers of a hundred
+  warns: from 0.8 of it on
+  cost: a hit takes 2 tokens
+  without Redis: denied
+"
+    );
+}
+
+#[test]
 fn explain_shows_the_whole_decision_on_unused_buckets() {
     let directory = rules(
         "
