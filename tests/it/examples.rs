@@ -9,6 +9,7 @@ use weir::proto::{
     Code, Entry, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitServiceClient,
 };
 use weir::rules::{RuleSet, load};
+use weir::settings::{RedisUrl, Settings};
 
 use crate::support::server::{Server, settings};
 
@@ -27,7 +28,11 @@ struct Example {
 
 impl Example {
     async fn start(domain: &'static str, file: &str) -> Self {
-        let server = Server::start(settings(&path(file))).await;
+        Self::start_with(domain, settings(&path(file))).await
+    }
+
+    async fn start_with(domain: &'static str, settings: Settings) -> Self {
+        let server = Server::start(settings).await;
         Self { domain, client: server.client().await, _server: server }
     }
 
@@ -158,6 +163,21 @@ fn login_and_guesses_are_denied_while_redis_is_gone() {
     let secrets = load(&path("secrets.yaml"), Clock::system().now()).unwrap();
     let kind = |kind| without_redis(&secrets, "secrets", &[("action", kind), ("remote_address", "x")]);
     assert_eq!((kind("submit"), kind("create")), (Some(OnRedisFailure::Deny), None));
+}
+
+#[tokio::test]
+async fn without_redis_a_login_is_denied_and_making_a_secret_is_not() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone =
+        |file| Settings { redis: Some(RedisUrl(format!("redis://{nobody}"))), ..settings(&path(file)) };
+    let mut login = Example::start_with("login", gone("login.yaml")).await;
+    for descriptors in [&["login_address=192.0.2.7", "login_account=ann"][..], &["code_account=ann"]] {
+        assert!(!login.passes(descriptors).await, "{descriptors:?}");
+    }
+    let mut secrets = Example::start_with("secrets", gone("secrets.yaml")).await;
+    let kind = |kind: &str| format!("action={kind},remote_address=192.0.2.7");
+    assert!(secrets.passes(&["remote_address=192.0.2.7", &kind("create")]).await);
+    assert!(!secrets.passes(&["remote_address=192.0.2.7", &kind("submit")]).await);
 }
 
 #[tokio::test]
