@@ -27,7 +27,6 @@ use crate::telemetry::denials::DenialLog;
 use crate::telemetry::export::Export;
 use crate::telemetry::metrics::{
     CALLS_SHED, CALLS_UNDER_WAY, CONNECTIONS, CONNECTIONS_ACCEPTED, CONNECTIONS_FAILED, CONNECTIONS_REFUSED,
-    LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED,
 };
 use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
 
@@ -193,6 +192,7 @@ impl App {
             DenialLog { of_each: settings.telemetry.log_denials, with_keys: settings.telemetry.log_keys };
         recorder.traces = export.as_ref().and_then(Export::traces);
         let exporting = export.map(|export| export.start(telemetry.clone()));
+        let leaving = Arc::clone(&limiter);
         let service = Service::new(
             watch.current(),
             Arc::clone(&limiter),
@@ -281,6 +281,7 @@ impl App {
         let finished = async { while http_listener.join_next().await.is_some() {} };
         // Whoever asked last is to have his answer, also when the time is over.
         _ = tokio::time::timeout_at(deadline.max(clock::instant() + LAST_ANSWER), finished).await;
+        let leaving = Arc::clone(&limiter);
         if let Some(exporting) = exporting {
             exporting.finish().await;
         }
@@ -290,23 +291,11 @@ impl App {
 }
 
 /// Has figures asked for that their owners keep.
-#[allow(clippy::cast_precision_loss, reason = "so many buckets there are not")]
 fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
     let (limiter, watch) = (Arc::clone(limiter), Arc::clone(watch));
     metrics.observe(move |to| {
         collection::collect_status(&watch.status(), to);
-        if let Some(redis) = limiter.redis() {
-            for (store, nodes) in redis.stores() {
-                nodes.iter().for_each(|node| node.collect(store, to));
-            }
-        }
-        if let Some(store) = limiter.memory() {
-            let usage = store.usage();
-            to.number(&LOCAL_BUCKETS, &[], usage.buckets as f64);
-            to.number(&LOCAL_BUCKETS_LIMIT, &[], usage.capacity as f64);
-            to.count(&LOCAL_EVICTED, &[], usage.evicted);
-            to.count(&LOCAL_OVERFLOWED, &[], usage.overflowed);
-        }
+        limiter.collect(to);
     });
 }
 

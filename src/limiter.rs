@@ -6,6 +6,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,10 @@ use smallvec::SmallVec;
 use crate::clock::Clock;
 use crate::decision::{Charge, Decision, OnRedisFailure, Source};
 use crate::store::{KeySeed, LocalStore, RedisStore, Usage};
+use crate::telemetry::collection::Collection;
+use crate::telemetry::metrics::{
+    LATE_SETTLED, LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED, OWED, REFUNDS_FAILED,
+};
 
 mod denials;
 mod fallback;
@@ -21,7 +26,7 @@ mod parts;
 mod refunds;
 mod shared;
 
-use shared::{Shared, Sweeping};
+use shared::{Settled, Shared, Sweeping};
 
 /// Decides requests.
 #[derive(Debug)]
@@ -106,6 +111,26 @@ impl Limiter {
         match &self.store {
             Store::Memory(_) => 0,
             Store::Shared(shared, _) => shared.fallback().owing(),
+        }
+    }
+
+    /// Tells the figures of all this.
+    #[allow(clippy::cast_precision_loss, reason = "so many buckets there are not")]
+    pub fn collect(&self, to: &mut Collection) {
+        let usage = self.usage();
+        to.number(&LOCAL_BUCKETS, &[], usage.buckets as f64);
+        to.number(&LOCAL_BUCKETS_LIMIT, &[], usage.capacity as f64);
+        to.count(&LOCAL_EVICTED, &[], usage.evicted);
+        to.count(&LOCAL_OVERFLOWED, &[], usage.overflowed);
+        let Store::Shared(shared, _) = &self.store else { return };
+        for (store, nodes) in shared.redis().stores() {
+            nodes.iter().for_each(|node| node.collect(store, to));
+        }
+        to.number(&OWED, &[], self.owing() as f64);
+        to.count(&REFUNDS_FAILED, &[], self.lost_refunds());
+        let Settled { admitted, denied, lost } = shared.settled();
+        for (result, count) in [("admitted", admitted), ("denied", denied), ("lost", lost)] {
+            to.count(&LATE_SETTLED, &[result], count.load(Ordering::Relaxed));
         }
     }
 

@@ -59,6 +59,16 @@ pub(super) struct Shared {
     /// The epochs of Redis's memory for which all that is known here has been told.
     told: AtomicU64,
     settling: AtomicUsize,
+    settled: Settled,
+}
+
+/// Late calls whose outcome is known, by what it was.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) admitted: AtomicU64,
+    pub(super) denied: AtomicU64,
+    /// Of which nobody will know.
+    pub(super) lost: AtomicU64,
 }
 
 /// Stops the sweeping when it is dropped.
@@ -90,6 +100,7 @@ impl Shared {
             on_failure: failing.on_failure,
             replicas: failing.replicas,
             settling: AtomicUsize::new(0),
+            settled: Settled::default(),
         });
         let sweeping = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -109,6 +120,11 @@ impl Shared {
     /// What stands in for it.
     pub(super) fn fallback(&self) -> &Fallback {
         &self.fallback
+    }
+
+    /// What became of late calls.
+    pub(super) fn settled(&self) -> &Settled {
+        &self.settled
     }
 
     /// Refunds to Redis that have not arrived, as far as is known.
@@ -198,11 +214,8 @@ impl Shared {
         let Some(node) = self.redis.node(part) else {
             return Some(self.decide_here(charges, names, None));
         };
-        if !node.breaker().is_closed() {
-            return Some(self.decide_here(charges, names, Some(&node)));
-        }
         let epoch = node.epoch();
-        let handed = self.hand_over(charges, epoch);
+        let handed = if node.breaker().is_closed() { self.hand_over(charges, epoch) } else { Handed::new() };
         if handed.is_empty() {
             let answer = node.decide(part, charges, names.iter().cloned(), deadline).await;
             return self.conclude(answer, &node, handed, charges, names, epoch);
@@ -331,6 +344,9 @@ impl Shared {
         tokio::spawn(async move {
             match pending.outcome().await {
                 Ok(Answered { decision, .. }) => {
+                    let settled = &shared.settled;
+                    let count = if decision.denied { &settled.denied } else { &settled.admitted };
+                    count.fetch_add(1, Ordering::Relaxed);
                     let landed: SmallVec<[Charge; 4]> = charges
                         .into_iter()
                         .filter(|(at, charge)| {
@@ -344,7 +360,12 @@ impl Shared {
                     shared.fallback.landed(&landed, replicas);
                 }
                 // What nobody will ever know counts as not charged there: towards denying.
-                Err(_) => shared.fallback.put_back(handed),
+                Err(error) => {
+                    if error.may_have_landed() {
+                        shared.settled.lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                    shared.fallback.put_back(handed);
+                }
             }
             shared.settling.fetch_sub(1, Ordering::Relaxed);
         });

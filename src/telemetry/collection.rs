@@ -78,13 +78,13 @@ impl Collection {
     }
 }
 
-/// Tells what the breaker of a store does.
-pub fn collect_breaker(store: &str, breaker: &Breaker, to: &mut Collection) {
+/// Tells what the breaker before a node of a store does.
+pub fn collect_breaker(store: &str, node: &str, breaker: &Breaker, to: &mut Collection) {
     let is = breaker.state();
     for state in [State::Closed, State::Open, State::Probing] {
-        to.number(&BREAKER_STATE, &[store, state.name()], f64::from(u8::from(is == state)));
+        to.number(&BREAKER_STATE, &[store, node, state.name()], f64::from(u8::from(is == state)));
     }
-    to.count(&BREAKER_OPENINGS, &[store], breaker.openings());
+    to.count(&BREAKER_OPENINGS, &[store, node], breaker.openings());
 }
 
 /// Tells how the rule files stand.
@@ -145,8 +145,9 @@ mod tests {
         let breaker = Breaker::new("default", Thresholds::default());
         let told = |state: &str, breaker: &Breaker| {
             let mut told = Collection::default();
-            collect_breaker("default", breaker, &mut told);
-            (told.find(&BREAKER_STATE, &["default", state]), told.find(&BREAKER_OPENINGS, &["default"]))
+            collect_breaker("default", "one", breaker, &mut told);
+            let labels = ["default", "one", state];
+            (told.find(&BREAKER_STATE, &labels), told.find(&BREAKER_OPENINGS, &labels[..2]))
         };
         assert_eq!(told("closed", &breaker), (Some(1.0), Some(0.0)));
         (0..100).for_each(|_| breaker.failed("late"));

@@ -8,15 +8,15 @@
 //! Labels are names from the configuration: of a domain, a rule, a store, a listener. Never a value from a request,
 //! unless a rule asks for it, and then so many at most: see [`detailed`](super::detailed).
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{PoisonError, RwLock};
 
 use super::collection::Collection;
 use super::detailed::Detailed;
 use super::instrument::{COUNT, Counter, Histogram, SECONDS};
 use super::traces::{BatchSpan, Traced};
 use crate::clock::{self, Clock};
-use crate::store::{Class, StoreError};
+use crate::store::Class;
 
 /// What kind of figure an instrument tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,16 +112,20 @@ instruments! {
         "1 if Redis's maxmemory-policy lets it forget buckets, else 0.";
     REDIS_DISAGREEMENTS: Counter "weir.redis.disagreements" "{call}" [store, node]
         "Requests that the script in Redis and weir's own arithmetic decided differently; more than 0 is an error in weir.";
-    REDIS_ERRORS: Counter "weir.redis.errors" "{call}" [store, reason]
-        "Calls that Redis did not decide, by reason: late, queue_full, unreachable, loading, oom and so on.";
-    BREAKER_STATE: Gauge "weir.breaker.state" "" [store, state]
-        "1 for the state that a store's breaker is in: closed, open or probing.";
-    BREAKER_OPENINGS: Counter "weir.breaker.openings" "{change}" [store]
-        "Times that a store's breaker opened, or opened again after a probe.";
-    LATE_SETTLED: Counter "weir.late.settled" "{reply}" [store, result]
-        "Replies of Redis that came after the call was answered, by what was done about them: dropped, refunded, charged or nothing.";
-    REFUNDS_FAILED: Counter "weir.refunds.failed" "{refund}" [store]
+    REDIS_ERRORS: Counter "weir.redis.errors" "{call}" [store, node, reason]
+        "Calls that Redis did not decide, by reason: late, queue_full, circuit_open, unreachable, loading, oom and so on.";
+    REDIS_REPLICAS: Gauge "weir.redis.replicas" "{process}" [store, node]
+        "Processes that share the limits, as far as is known: among so many they are divided while Redis does not answer.";
+    BREAKER_STATE: Gauge "weir.breaker.state" "" [store, node, state]
+        "1 for the state that the breaker before a server of Redis is in: closed, open or probing.";
+    BREAKER_OPENINGS: Counter "weir.breaker.openings" "{change}" [store, node]
+        "Times that it opened, or opened again after a probe.";
+    LATE_SETTLED: Counter "weir.late.settled" "{reply}" [result]
+        "Calls that were answered before Redis had decided them, by what it said afterwards: admitted, denied, or lost if nobody will know.";
+    REFUNDS_FAILED: Counter "weir.refunds.failed" "{refund}" []
         "Refunds that could not be made: what a denied request left charged.";
+    OWED: Gauge "weir.local.owed" "{bucket}" []
+        "Buckets that were decided on without Redis, and that it has to be told of.";
     LOCAL_BUCKETS: Gauge "weir.local.buckets" "{bucket}" []
         "Buckets in this process's memory.";
     LOCAL_BUCKETS_LIMIT: Gauge "weir.local.buckets.limit" "{bucket}" []
@@ -205,15 +209,11 @@ pub struct Metrics {
     pub unknown_domain: Counter,
     /// See [`DETAILED`].
     pub detailed: Detailed,
-    stores: Named<StoreMetrics>,
     observers: RwLock<Vec<Observer>>,
 }
 
 /// Tells figures that their owner keeps, when somebody asks for them.
 type Observer = Box<dyn Fn(&mut Collection) + Send + Sync>;
-
-/// Things that the configuration names, each made when it is first asked for.
-type Named<T> = Mutex<BTreeMap<Box<str>, Arc<T>>>;
 
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -236,7 +236,6 @@ impl Metrics {
             calls: Default::default(),
             call_duration: Histogram::new(SECONDS),
             unknown_domain: Counter::default(),
-            stores: Mutex::default(),
             observers: RwLock::default(),
         }
     }
@@ -247,12 +246,6 @@ impl Metrics {
         if let Some(calls) = self.calls.get(result as usize) {
             calls.increment();
         }
-    }
-
-    /// What is recorded of the store of this name.
-    #[must_use]
-    pub fn store(&self, name: &str) -> Arc<StoreMetrics> {
-        named(&self.stores, name)
     }
 
     /// Has `observer` asked for its figures whenever some are collected.
@@ -270,87 +263,12 @@ impl Metrics {
         }
         to.distribution(&CALL_DURATION, &[], self.call_duration.distribution());
         to.count(&UNKNOWN_DOMAIN, &[], self.unknown_domain.value());
-        for (name, store) in all(&self.stores) {
-            store.collect(&name, &mut to);
-        }
         self.detailed.collect(&mut to);
         super::process::collect(&mut to);
         for observer in self.observers.read().unwrap_or_else(PoisonError::into_inner).iter() {
             observer(&mut to);
         }
         to
-    }
-}
-
-fn named<T: Default>(things: &Named<T>, name: &str) -> Arc<T> {
-    let mut things = things.lock().unwrap_or_else(PoisonError::into_inner);
-    Arc::clone(things.entry(name.into()).or_default())
-}
-
-fn all<T>(things: &Named<T>) -> Vec<(Box<str>, Arc<T>)> {
-    let things = things.lock().unwrap_or_else(PoisonError::into_inner);
-    things.iter().map(|(name, thing)| (name.clone(), Arc::clone(thing))).collect()
-}
-
-/// What was done about a reply that came after its call was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// Admitted by both: the local record was dropped.
-    Dropped,
-    /// Admitted by Redis, denied here: given back there.
-    Refunded,
-    /// Denied by Redis, admitted here: charged there as debt.
-    Charged,
-    /// Denied by both.
-    Nothing,
-}
-
-impl Settled {
-    const ALL: [Self; 4] = [Self::Dropped, Self::Refunded, Self::Charged, Self::Nothing];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Dropped => "dropped",
-            Self::Refunded => "refunded",
-            Self::Charged => "charged",
-            Self::Nothing => "nothing",
-        }
-    }
-}
-
-/// What is recorded of a store in Redis, but for what its nodes and its breaker keep themselves.
-#[derive(Debug, Default)]
-pub struct StoreMetrics {
-    /// See [`REFUNDS_FAILED`].
-    pub refunds_failed: Counter,
-    /// By class.
-    errors: [Counter; Class::ALL.len()],
-    settled: [Counter; Settled::ALL.len()],
-}
-
-impl StoreMetrics {
-    /// Counts a call that the store did not decide.
-    pub fn failed(&self, error: &StoreError) {
-        if let Some(errors) = self.errors.get(error.class() as usize) {
-            errors.increment();
-        }
-    }
-
-    /// Counts a reply that came too late.
-    pub fn settled(&self, how: Settled) {
-        if let Some(settled) = self.settled.get(how as usize) {
-            settled.increment();
-        }
-    }
-
-    fn collect(&self, name: &str, to: &mut Collection) {
-        to.count(&REFUNDS_FAILED, &[name], self.refunds_failed.value());
-        for (class, errors) in Class::ALL.into_iter().zip(&self.errors) {
-            to.count(&REDIS_ERRORS, &[name, class.name()], errors.value());
-        }
-        for (how, settled) in Settled::ALL.into_iter().zip(&self.settled) {
-            to.count(&LATE_SETTLED, &[name, how.label()], settled.value());
-        }
     }
 }
 
@@ -361,6 +279,8 @@ pub struct NodeMetrics {
     pub batch_duration: Histogram,
     /// See [`REDIS_BATCH_CALLS`].
     pub batch_calls: Histogram,
+    /// See [`REDIS_ERRORS`]: for each of [`Class::ALL`].
+    pub errors: [AtomicU64; Class::ALL.len()],
 }
 
 /// A batch that is under way.
@@ -404,7 +324,11 @@ impl MeasuredBatch<'_> {
 
 impl Default for NodeMetrics {
     fn default() -> Self {
-        Self { batch_duration: Histogram::new(SECONDS), batch_calls: Histogram::new(COUNT) }
+        Self {
+            batch_duration: Histogram::new(SECONDS),
+            batch_calls: Histogram::new(COUNT),
+            errors: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
     }
 }
 
@@ -439,23 +363,11 @@ mod tests {
     }
 
     #[test]
-    fn calls_errors_and_settlements_are_told_by_kind() {
+    fn calls_are_told_by_kind() {
         let metrics = Metrics::default();
         metrics.called(CallResult::OverLimit);
-        let store = metrics.store("default");
-        store.failed(&StoreError::Refused { class: Class::OutOfMemory, said: "OOM".into() });
-        store.settled(Settled::Charged);
         let told = metrics.collect();
         assert_eq!(told.find(&CALLS, &["over_limit"]), Some(1.0));
         assert_eq!(told.find(&CALLS, &["ok"]), Some(0.0));
-        assert_eq!(told.find(&REDIS_ERRORS, &["default", "oom"]), Some(1.0));
-        assert_eq!(told.find(&LATE_SETTLED, &["default", "charged"]), Some(1.0));
-    }
-
-    #[test]
-    fn every_class_of_error_has_a_counter_of_its_own() {
-        for (place, class) in Class::ALL.into_iter().enumerate() {
-            assert_eq!(class as usize, place, "{class}");
-        }
     }
 }

@@ -34,10 +34,10 @@ use crate::bucket::{Hits, Limit};
 use crate::clock;
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId, Verdicts};
 use crate::store::{Class, StoreError};
-use crate::telemetry::collection::Collection;
+use crate::telemetry::collection::{Collection, collect_breaker};
 use crate::telemetry::metrics::{
     NodeMetrics, REDIS_BATCH_CALLS, REDIS_BATCH_DURATION, REDIS_CONNECTIONS, REDIS_DISAGREEMENTS,
-    REDIS_EVICTS, REDIS_QUEUE,
+    REDIS_ERRORS, REDIS_EVICTS, REDIS_QUEUE, REDIS_REPLICAS,
 };
 
 mod redirect;
@@ -154,11 +154,23 @@ impl Node {
         names: impl IntoIterator<Item = Bytes>,
         deadline: Instant,
     ) -> Result<Answered, Failure> {
-        if !self.breaker.is_closed() {
-            return Err(StoreError::Open.into());
+        let answer = if self.breaker.is_closed() {
+            let named = charges.iter().zip(names).map(|(charge, name)| NamedCharge { charge: *charge, name });
+            self.ask(part, named.collect(), deadline).await
+        } else {
+            Err(StoreError::Open.into())
+        };
+        if let Err(failure) = &answer {
+            self.count(failure.error.class());
         }
-        let named = charges.iter().zip(names).map(|(charge, name)| NamedCharge { charge: *charge, name });
-        self.ask(part, named.collect(), deadline).await
+        answer
+    }
+
+    fn count(&self, class: Class) {
+        let place = Class::ALL.iter().position(|other| *other == class);
+        if let Some(count) = place.and_then(|place| self.metrics.errors.get(place)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Sees whether it decides and writes, by a charge of its own that leaves nothing behind.
@@ -271,6 +283,14 @@ impl Node {
         let evicts = self.eviction.evicts();
         to.number(&REDIS_EVICTS, &labels, f64::from(u8::from(evicts)));
         to.count(&REDIS_DISAGREEMENTS, &labels, self.parted());
+        to.number(&REDIS_REPLICAS, &labels, self.replicas().get().into());
+        collect_breaker(store, self.name(), &self.breaker, to);
+        for (class, count) in Class::ALL.into_iter().zip(&self.metrics.errors) {
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                to.count(&REDIS_ERRORS, &[store, self.name(), class.name()], count);
+            }
+        }
     }
 
     async fn ask(
