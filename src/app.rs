@@ -281,7 +281,7 @@ impl App {
         let finished = async { while http_listener.join_next().await.is_some() {} };
         // Whoever asked last is to have his answer, also when the time is over.
         _ = tokio::time::timeout_at(deadline.max(clock::instant() + LAST_ANSWER), finished).await;
-        let leaving = Arc::clone(&limiter);
+        leaving.leave().await;
         if let Some(exporting) = exporting {
             exporting.finish().await;
         }
