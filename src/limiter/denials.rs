@@ -45,6 +45,8 @@ struct Known {
     generation: u64,
     /// When it is forgotten.
     until: Micros,
+    /// By how many microseconds the clock that its bucket goes by is ahead of this process's, at most.
+    ahead: i64,
     /// When somebody asks again, so that it need not be forgotten first.
     refresh: Micros,
 }
@@ -116,6 +118,8 @@ impl Denials {
         keys.sort_unstable();
         keys.dedup();
         let mut buckets: SmallVec<[Bucket; 4]> = SmallVec::new();
+        // All are looked at by the clock that is ahead the most: the later it is, the more may be available.
+        let mut ahead = i64::MIN;
         for key in &keys {
             let known = self.known.get(key)?;
             if known.refresh <= now && known.until > now {
@@ -132,19 +136,22 @@ impl Denials {
             if known.generation != self.generation(*key) || known.until <= now || !same {
                 return None;
             }
+            ahead = ahead.max(known.ahead);
             buckets.push(known.bucket.clone());
         }
         let places: SmallVec<[usize; 4]> =
             charges.iter().filter_map(|charge| keys.binary_search(&charge.bucket).ok()).collect();
-        let decision = decide(charges, &places, &mut buckets, now);
+        let decision = decide(charges, &places, &mut buckets, now.saturating_add_signed(ahead));
         decision.denied.then_some(decision)
     }
 
-    /// Remembers what a denied request, made at `asked` in `generations`, says of its buckets: for so long at most.
+    /// Remembers what a denied request, made at `asked` in `generations`, says of its buckets: for so long at most. `left`
+    /// has each charge's bucket as the store left it, or is empty where that is not known.
     pub(super) fn remember(
         &self,
         charges: &[Charge],
         decision: &Decision,
+        left: &[Bucket],
         asked: Micros,
         generations: &Generations,
         longest: Micros,
@@ -156,25 +163,33 @@ impl Denials {
         // Of a bucket that is named twice, a verdict does not say what it holds.
         let once =
             |charge: &Charge| charges.iter().filter(|other| other.bucket == charge.bucket).count() == 1;
-        // Nor of windows when what they hold leaves them, one after the other.
-        let is_smooth = |charge: &Charge| charge.limit.algorithm() == Algorithm::TokenBucket;
         let waits = decision.verdicts.iter().filter_map(|verdict| match verdict.outcome {
             Outcome::Over(Retry::In(wait)) => Some(wait),
             Outcome::Over(Retry::Never) | Outcome::Fits => None,
         });
         let wait = waits.max().unwrap_or(longest).min(longest);
-        for ((charge, verdict), generation) in charges.iter().zip(&decision.verdicts).zip(generations) {
+        for (place, ((charge, verdict), generation)) in
+            charges.iter().zip(&decision.verdicts).zip(generations).enumerate()
+        {
             let generation = *generation;
-            if !once(charge) || !is_smooth(charge) || generation != self.generation(charge.bucket) {
+            if !once(charge) || generation != self.generation(charge.bucket) {
                 continue;
             }
-            let bucket = bound(charge, verdict, asked);
+            let (bucket, ahead) = match (charge.limit.algorithm(), left.get(place)) {
+                (Algorithm::TokenBucket, _) => (bound(charge, verdict, asked), 0),
+                // When what windows hold leaves them, one after the other, a verdict does not say.
+                (_, Some(left)) => (
+                    left.clone(),
+                    i64::try_from(decision.at).unwrap_or(i64::MAX).saturating_sub_unsigned(asked),
+                ),
+                (_, None) => continue,
+            };
             let until = asked.saturating_add(wait);
             if self.has_room(asked) {
                 // At the promised moment it is over; before that, somebody else may have given something back.
                 let refresh =
                     if wait < longest { Micros::MAX } else { asked.saturating_add(wait - wait / REFRESH) };
-                let known = Known { bucket, limit: charge.limit, generation, until, refresh };
+                let known = Known { bucket, limit: charge.limit, generation, until, ahead, refresh };
                 self.known.insert(charge.bucket, known);
             }
         }
@@ -216,6 +231,7 @@ mod tests {
     use std::num::{NonZeroU32, NonZeroU64};
 
     use super::*;
+    use crate::bucket::Calendar;
     use crate::decision::{Mode, RuleId};
 
     const SECOND: Micros = 1_000_000;
@@ -251,7 +267,7 @@ mod tests {
             .collect();
         let places: Vec<usize> = (0..charges.len()).collect();
         let decision = decide(charges, &places, &mut buckets, NOW);
-        denials.remember(charges, &decision, NOW, &denials.generations(charges), Micros::MAX);
+        denials.remember(charges, &decision, &[], NOW, &denials.generations(charges), Micros::MAX);
         decision
     }
 
@@ -325,11 +341,11 @@ mod tests {
 
         let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         for older in [before, during] {
-            denials.remember(&[take(1, 1)], &denied, NOW, &older, Micros::MAX);
+            denials.remember(&[take(1, 1)], &denied, &[], NOW, &older, Micros::MAX);
             assert!(!is_known(&denials, take(1, 1), NOW), "asked before the tokens were back");
         }
         let now = denials.generations(&[take(1, 1)]);
-        denials.remember(&[take(1, 1)], &denied, NOW, &now, Micros::MAX);
+        denials.remember(&[take(1, 1)], &denied, &[], NOW, &now, Micros::MAX);
         assert!(is_known(&denials, take(1, 1), NOW));
     }
 
@@ -349,7 +365,7 @@ mod tests {
         let denials = denials();
         let decision = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         let now = denials.generations(&[take(1, 1)]);
-        denials.remember(&[take(1, 1)], &decision, NOW, &now, SECOND);
+        denials.remember(&[take(1, 1)], &decision, &[], NOW, &now, SECOND);
         assert!(is_known(&denials, take(1, 1), NOW + SECOND * 9 / 10 - 1));
         assert!(!is_known(&denials, take(1, 1), NOW + SECOND));
     }
@@ -382,8 +398,39 @@ mod tests {
         let denials = denials();
         let twice = [take(1, 6), take(1, 6)];
         let decision = decide(&twice, &[0, 0], &mut [Bucket::FULL], NOW);
-        denials.remember(&twice, &decision, NOW, &denials.generations(&twice), Micros::MAX);
+        denials.remember(&twice, &decision, &[], NOW, &denials.generations(&twice), Micros::MAX);
         assert!(denials.known.is_empty());
+    }
+
+    #[test]
+    fn windows_are_remembered_by_what_they_hold_and_by_the_clock_of_the_store() {
+        let (requests, window) = (NonZeroU32::new(10).unwrap(), NonZeroU64::new(80 * SECOND).unwrap());
+        let start = NOW - NOW % (80 * SECOND);
+        for limit in
+            [Limit::fixed_window(requests, window, Calendar::Epoch), Limit::sliding_window(requests, window)]
+        {
+            // The store's clock is an hour ahead, or behind.
+            for (here, there) in [(start, start + 3_600 * SECOND), (start + 3_600 * SECOND, start)] {
+                let there = there - there % (80 * SECOND);
+                let denials = Denials::new(Duration::from_secs(600));
+                let charges = [Charge { limit, ..take(1, 3) }];
+                let mut bucket = Bucket::FULL;
+                assert_eq!(bucket.take(&limit, Hits::Take(9), there), Outcome::Fits);
+                let decision = decide(&charges, &[0], std::slice::from_mut(&mut bucket), there);
+                assert!(decision.denied && decision.at == there);
+                let generations = denials.generations(&charges);
+                denials.remember(&charges, &decision, &[], here, &generations, Micros::MAX);
+                assert!(denials.known.is_empty(), "a verdict alone does not say when they have room");
+                denials.remember(&charges, &decision, &[bucket], here, &generations, Micros::MAX);
+
+                assert!(is_known(&denials, charges[0], here));
+                let one = Charge { limit, ..take(1, 1) };
+                assert!(!is_known(&denials, one, here), "one is left");
+                let Outcome::Over(Retry::In(wait)) = decision.verdicts[0].outcome else { panic!() };
+                assert!(is_known(&denials, charges[0], here + wait - 1));
+                assert!(!is_known(&denials, charges[0], here + wait));
+            }
+        }
     }
 
     #[test]
@@ -391,12 +438,13 @@ mod tests {
         let denials = denials();
         let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
         for bucket in 0..CAPACITY as u128 + 10_000 {
-            denials.remember(&[take(bucket, 1)], &denied, NOW, &smallvec::smallvec![0], Micros::MAX);
+            denials.remember(&[take(bucket, 1)], &denied, &[], NOW, &smallvec::smallvec![0], Micros::MAX);
         }
         assert!(denials.known.len() <= CAPACITY);
         denials.remember(
             &[take(u128::MAX, 1)],
             &denied,
+            &[],
             NOW + 60 * SECOND,
             &smallvec::smallvec![0],
             Micros::MAX,

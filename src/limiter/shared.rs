@@ -18,7 +18,7 @@ use super::fallback::{Fallback, Handover};
 use super::parts::{self, Piece, Refund};
 use super::refunds::Refunds;
 use super::{Failing, Names};
-use crate::bucket::{Hits, Limit, Outcome, Retry};
+use crate::bucket::{Bucket, Hits, Limit, Outcome, Retry};
 use crate::clock::{self, Clock, Micros};
 use crate::decision::{BucketKey, Charge, Decision, OnRedisFailure, Source};
 use crate::store::{Answered, Class, Failure, Node, Pending, RedisStore, StoreError};
@@ -69,6 +69,19 @@ pub(super) struct Settled {
     pub(super) denied: AtomicU64,
     /// Of which nobody will know.
     pub(super) lost: AtomicU64,
+}
+
+/// A decision, and how Redis left each charge's bucket if it was Redis's.
+#[derive(Debug)]
+struct Decided {
+    decision: Decision,
+    left: SmallVec<[Bucket; 2]>,
+}
+
+impl From<Decision> for Decided {
+    fn from(decision: Decision) -> Self {
+        Self { decision, left: SmallVec::new() }
+    }
 }
 
 /// Stops the sweeping when it is dropped.
@@ -142,20 +155,21 @@ impl Shared {
             return decision.said_by(Source::Remembered);
         }
         let generations = self.denials.generations(charges);
-        let (decision, longest) = match parts::split(charges, names, |name| self.redis.part_of(name)) {
-            None => match self.decide_part(charges, names, deadline).await {
-                Some(decision) => (decision, Micros::MAX),
-                // While a slot moves, its buckets may be in two places: each is a part of its own then.
-                None => {
-                    let pieces = parts::split(charges, names, Bytes::clone).unwrap_or_default();
-                    (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED)
-                }
-            },
-            Some(pieces) => (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED),
-        };
+        let (Decided { decision, left }, longest) =
+            match parts::split(charges, names, |name| self.redis.part_of(name)) {
+                None => match self.decide_part(charges, names, deadline).await {
+                    Some(decided) => (decided, Micros::MAX),
+                    // While a slot moves, its buckets may be in two places: each is a part of its own then.
+                    None => {
+                        let pieces = parts::split(charges, names, Bytes::clone).unwrap_or_default();
+                        (self.in_parts(charges, pieces, deadline).await.into(), parts::BELIEVED)
+                    }
+                },
+                Some(pieces) => (self.in_parts(charges, pieces, deadline).await.into(), parts::BELIEVED),
+            };
         let by_redis = decision.verdicts.iter().all(|verdict| verdict.source == Source::Redis);
         if by_redis && !gives_back {
-            self.denials.remember(charges, &decision, asked, &generations, longest);
+            self.denials.remember(charges, &decision, &left, asked, &generations, longest);
         }
         decision
     }
@@ -186,7 +200,7 @@ impl Shared {
     /// Decides what of a request is in one part.
     async fn decide_piece(self: &Arc<Self>, piece: &Piece, deadline: Instant) -> Decision {
         match self.decide_part(&piece.charges, &piece.names, deadline).await {
-            Some(decision) => decision,
+            Some(decided) => decided.decision,
             // Its slot moves just now.
             None => self.decide_here(&piece.charges, &piece.names, None),
         }
@@ -207,12 +221,12 @@ impl Shared {
         charges: &[Charge],
         names: &Names,
         deadline: Instant,
-    ) -> Option<Decision> {
+    ) -> Option<Decided> {
         let Some(part) = names.first().map(|name| self.redis.part_of(name)) else {
-            return Some(self.decide_here(charges, names, None));
+            return Some(self.decide_here(charges, names, None).into());
         };
         let Some(node) = self.redis.node(part) else {
-            return Some(self.decide_here(charges, names, None));
+            return Some(self.decide_here(charges, names, None).into());
         };
         let epoch = node.epoch();
         let handed = if node.breaker().is_closed() { self.hand_over(charges, epoch) } else { Handed::new() };
@@ -231,7 +245,7 @@ impl Shared {
             this.conclude(answer, &node, handed, &own_charges, &own_names, epoch)
         });
         // Nothing ends this task but the end of the runtime.
-        deciding.await.unwrap_or_else(|_| Some(self.decide_here(charges, names, None)))
+        deciding.await.unwrap_or_else(|_| Some(self.decide_here(charges, names, None).into()))
     }
 
     /// Takes what Redis answered, or decides here.
@@ -243,7 +257,7 @@ impl Shared {
         charges: &[Charge],
         names: &Names,
         epoch: u64,
-    ) -> Option<Decision> {
+    ) -> Option<Decided> {
         let Failure { error, pending } = match answer {
             Ok(answered) => return Some(self.learn(answered, &handed, charges, names, epoch)),
             Err(failure) => failure,
@@ -257,7 +271,7 @@ impl Shared {
             Some(pending) => self.settle_later(pending, charges, handed, node.replicas()),
             None => self.fallback.put_back(handed),
         }
-        Some(decision)
+        Some(decision.into())
     }
 
     /// What Redis has to be told of these buckets first: nothing, nearly always.
@@ -276,14 +290,15 @@ impl Shared {
         charges: &[Charge],
         names: &[Bytes],
         epoch: u64,
-    ) -> Decision {
-        let Answered { mut decision, left } = answered;
+    ) -> Decided {
+        let Answered { mut decision, mut left } = answered;
         let told = corrections(handed);
         decision.verdicts.drain(..told);
-        for ((charge, name), left) in charges.iter().zip(names).zip(left.into_iter().skip(told)) {
-            self.fallback.learn(charge, name, left, decision.at, epoch);
+        left.drain(..told.min(left.len()));
+        for ((charge, name), left) in charges.iter().zip(names).zip(&left) {
+            self.fallback.learn(charge, name, left.clone(), decision.at, epoch);
         }
-        decision.said_by(Source::Redis)
+        Decided { decision: decision.said_by(Source::Redis), left }
     }
 
     /// Decides here, as the rules say for a Redis that does not answer.
