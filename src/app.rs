@@ -19,6 +19,7 @@ use crate::limiter::Limiter;
 use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::serve::grpc::Grpc;
+use crate::serve::tls::{Tls, TlsFiles};
 use crate::serve::{Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
 use crate::service::{Options, Service};
 use crate::settings::{HttpEndpoint, HttpSettings, Serving, Settings};
@@ -82,6 +83,8 @@ pub struct App {
     grpc: Vec<Listener>,
     http: Option<Listener>,
     guard: Guard,
+    grpc_tls: Option<Arc<Tls>>,
+    http_tls: Option<Arc<Tls>>,
     watch: Arc<Watch>,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
@@ -108,6 +111,11 @@ impl App {
         let tuning = settings.redis_tuning().map_err(Error::Settings)?;
         let HttpSettings { http_allow, http_token_file, .. } = settings.http.clone();
         let guard = Guard::new(http_allow, http_token_file).map_err(Error::Settings)?;
+        let tls = |files: Option<TlsFiles>, protocol| {
+            files.map(|files| Tls::new(files, protocol).map(Arc::new)).transpose().map_err(Error::Settings)
+        };
+        let (grpc_tls, http_tls) =
+            (tls(settings.grpc_tls.files(), b"h2")?, tls(settings.http_tls.files(), b"http/1.1")?);
         let clock = Clock::system();
         let export = Export::new(&settings.telemetry, clock.clone()).map_err(Error::Settings)?;
         let watch =
@@ -142,7 +150,21 @@ impl App {
         let metrics = Arc::new(Metrics::new(settings.telemetry.max_detailed_series));
         observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
-        Ok(Self { settings, grpc, http, guard, watch, limiter, metrics, telemetry, export, clock, hangup })
+        Ok(Self {
+            settings,
+            grpc,
+            http,
+            guard,
+            grpc_tls,
+            http_tls,
+            watch,
+            limiter,
+            metrics,
+            telemetry,
+            export,
+            clock,
+            hangup,
+        })
     }
 
     /// What this server tells of itself.
@@ -172,6 +194,8 @@ impl App {
             grpc,
             http,
             guard,
+            grpc_tls,
+            http_tls,
             watch,
             limiter,
             metrics,
@@ -216,7 +240,14 @@ impl App {
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
         let (tally, http_tally) = (Arc::<Tally>::default(), Arc::<Tally>::default());
         observe_serving(&metrics, &tally, &http_tally, &overload);
-        let answers = Arc::new(Grpc::new(limits, others, Arc::clone(&overload), Arc::clone(&tally), bounds));
+        let answers = Arc::new(Grpc::new(
+            limits,
+            others,
+            Arc::clone(&overload),
+            Arc::clone(&tally),
+            grpc_tls.clone(),
+            bounds,
+        ));
 
         let (phase, course) = Course::new();
         let mut listeners = JoinSet::new();
@@ -225,8 +256,7 @@ impl App {
             addresses.push(listener.endpoint().to_string());
             let (answers, course) = (Arc::clone(&answers), course.clone());
             let connected = course.clone();
-            let serve =
-                move |incoming: Incoming| Arc::clone(&answers).serve(incoming.wire, connected.clone());
+            let serve = move |incoming: Incoming| Arc::clone(&answers).serve(incoming, connected.clone());
             listeners.spawn(accept(listener, max_connections.get(), Arc::clone(&tally), course, serve));
         }
         // Told when all calls are answered, so that probes and metrics are there until then.
@@ -242,6 +272,8 @@ impl App {
                     service,
                     overload,
                     telemetry,
+                    tls: http_tls.clone(),
+                    tally: Arc::clone(&http_tally),
                     course,
                     max_body: settings.max_message_bytes.get(),
                     request_timeout,
@@ -258,6 +290,8 @@ impl App {
             Some(_) = http_listener.join_next() => return Err(Error::Ended),
             never = Arc::clone(&watch).follow(settings.following()) => match never {},
             never = obey(&watch, &mut hangup) => match never {},
+            never = follow(grpc_tls) => match never {},
+            never = follow(http_tls) => match never {},
             never = keep_health(&watch, &health, is_loaded) => match never {},
             stop = stop => stop,
         };
@@ -330,6 +364,14 @@ fn observe_serving(metrics: &Metrics, grpc: &Arc<Tally>, http: &Arc<Tally>, over
         to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
         to.count(&CALLS_SHED, &[], overload.shed());
     });
+}
+
+/// Follows the files of TLS, where there is any.
+async fn follow(tls: Option<Arc<Tls>>) -> Infallible {
+    match tls {
+        Some(tls) => tls.follow().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Has the rules looked at on each SIGHUP, for ever.

@@ -20,7 +20,8 @@ use serde::Serialize;
 
 use crate::limiter::Limiter;
 use crate::rules::Watch;
-use crate::serve::{Course, Incoming, Overload, Peer, Phase, Shed};
+use crate::serve::tls::Tls;
+use crate::serve::{Course, Incoming, Overload, Peer, Phase, Shed, Tally};
 use crate::service::{Service, answer_unasked};
 use crate::telemetry::Telemetry;
 
@@ -29,7 +30,7 @@ mod json;
 mod ready;
 mod rules;
 
-use guard::{Guard, Refusal};
+use guard::{Caller, Guard, Refusal};
 
 /// Connections that there may be: probes, a few who scrape, and whoever has no gRPC.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -67,6 +68,10 @@ pub struct Http {
     pub overload: Arc<Overload>,
     /// Metrics.
     pub telemetry: Telemetry,
+    /// On TCP.
+    pub tls: Option<Arc<Tls>>,
+    /// Connections.
+    pub tally: Arc<Tally>,
     /// How far the process is.
     pub course: Course,
     /// Longest body taken, in bytes.
@@ -80,11 +85,23 @@ type Answer = Response<Full<Bytes>>;
 
 impl Http {
     /// Serves a connection to its end.
-    pub async fn serve(self: Arc<Self>, incoming: Incoming, mut course: Course) {
-        let peer = incoming.peer;
+    pub async fn serve(self: Arc<Self>, mut incoming: Incoming, mut course: Course) {
+        if let Some(tls) = &self.tls
+            && incoming.peer != Peer::Local
+        {
+            let begun = tokio::select! {
+                begun = tokio::time::timeout(self.request_timeout, tls.begin(incoming)) => begun,
+                () = course.closing() => return,
+            };
+            incoming = match begun {
+                Ok(Ok(begun)) => begun,
+                _failed_or_late => return self.tally.fail(),
+            };
+        }
+        let from = Caller { peer: incoming.peer, is_certified: incoming.is_certified };
         let service = service_fn(|request| {
             let http = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(http.answer(request, peer).await) }
+            async move { Ok::<_, Infallible>(http.answer(request, from).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -101,15 +118,15 @@ impl Http {
         _ = tokio::time::timeout(GRACE, connection).await;
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Answer {
-        let mut answer = self.route(request, peer).await;
+    async fn answer(self: Arc<Self>, request: Request<Body>, from: Caller) -> Answer {
+        let mut answer = self.route(request, from).await;
         for (name, value) in HEADERS {
             answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         answer
     }
 
-    async fn route(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Answer {
+    async fn route(self: Arc<Self>, request: Request<Body>, from: Caller) -> Answer {
         let get = [Method::GET, Method::HEAD];
         let path = request.uri().path().to_owned();
         let allowed: &[Method] = match path.as_str() {
@@ -129,7 +146,7 @@ impl Http {
             }
             return answer;
         }
-        let permitted = self.guard.permits(peer, request.headers().get(AUTHORIZATION));
+        let permitted = self.guard.permits(from, request.headers().get(AUTHORIZATION));
         match path.as_str() {
             "/livez" => return text(StatusCode::OK, "ok\n"),
             "/readyz" | "/healthcheck" => return ready::answer(&self, permitted.is_ok()),

@@ -18,6 +18,7 @@ mod endpoint;
 pub mod files;
 pub mod grpc;
 mod overload;
+pub mod tls;
 
 pub use accept::{Incoming, Source, accept};
 pub use endpoint::{Endpoint, Listener, Peer, Wire};

@@ -15,11 +15,13 @@ mod failure;
 mod http;
 mod redis;
 mod serving;
+mod tls;
 
 pub use failure::FailureSettings;
 pub use http::{HttpEndpoint, HttpSettings};
 pub use redis::{RedisFiles, RedisStores, RedisTuning, RedisUrl};
 pub use serving::Serving;
+pub use tls::{ClientAuth, GrpcTls, HttpTls};
 
 /// Settings of `weir serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -49,9 +51,17 @@ pub struct Settings {
     )]
     pub grpc: Vec<Endpoint>,
 
+    /// TLS on the gRPC listener.
+    #[command(flatten)]
+    pub grpc_tls: GrpcTls,
+
     /// The HTTP listener.
     #[command(flatten)]
     pub http: HttpSettings,
+
+    /// TLS on the HTTP listener.
+    #[command(flatten)]
+    pub http_tls: HttpTls,
 
     /// Redis that buckets are shared in; without it they are kept in memory
     ///

@@ -1,11 +1,12 @@
 //! `weir hit`: asks a running server, and prints its answer.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use super::descriptor::DescriptorArg;
 use crate::proto::{
@@ -35,6 +36,18 @@ pub(super) struct Hit {
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
+
+    /// PEM file of the authorities that the server's certificate may be signed by, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// PEM file of a certificate to show
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// PEM file of its key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 
     /// Longest time to wait for the answer
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
@@ -70,13 +83,31 @@ impl Hit {
             }
             format!("cannot reach {}: {reason}; is weir serving there?", self.target.name)
         };
-        let endpoint = self.target.endpoint.clone().connect_timeout(self.timeout).timeout(self.timeout);
+        let mut endpoint = self.target.endpoint.clone().connect_timeout(self.timeout).timeout(self.timeout);
+        if self.target.name.starts_with("https://") {
+            endpoint = endpoint.tls_config(self.tls()?).map_err(|error| unreachable(&error))?;
+        }
         let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
         let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
         let response = answer.map_err(|status| {
             format!("{} answers {:?}: {}", self.target.name, status.code(), status.message())
         })?;
         if self.json { json(response.get_ref()) } else { Ok(text(&self.descriptors, response.get_ref())) }
+    }
+
+    /// Whom to trust, and what to show.
+    fn tls(&self) -> Result<ClientTlsConfig, String> {
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let config = ClientTlsConfig::new();
+        let config = match &self.ca {
+            Some(ca) => config.ca_certificate(Certificate::from_pem(read(ca)?)),
+            None => config.with_native_roots(),
+        };
+        Ok(match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => config.identity(Identity::from_pem(read(cert)?, read(key)?)),
+            _ => config,
+        })
     }
 
     fn request(&self) -> RateLimitRequest {

@@ -5,6 +5,8 @@
 //! | no ranges set | this machine and private networks | whoever has the token |
 //! | ranges set | addresses in them | addresses in them that have the token |
 //!
+//! A certificate that the client has shown, and that is accepted (`--http-tls-client-ca`), stands for a token.
+//!
 //! So a port that is open to the world by mistake tells it nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,6 +25,15 @@ use crate::serve::Peer;
 
 /// How long a token that has been read is taken for what is in the file.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Whether he has shown a certificate that is accepted.
+    pub is_certified: bool,
+}
 
 /// Lets in, or not.
 #[derive(Debug)]
@@ -62,20 +73,19 @@ impl Guard {
     ///
     /// # Errors
     /// When not: why.
-    pub fn permits(&self, peer: Peer, authorization: Option<&HeaderValue>) -> Result<(), Refusal> {
-        if let Peer::Address(address) = peer {
-            let is_in = match (&self.token, &self.ranges[..]) {
-                (Some(_), []) => true,
-                (None, []) => is_near(address),
-                (_, ranges) => ranges.iter().any(|range| range.contains(address)),
+    pub fn permits(&self, from: Caller, authorization: Option<&HeaderValue>) -> Result<(), Refusal> {
+        if let Peer::Address(address) = from.peer {
+            let is_in = match &self.ranges[..] {
+                [] => self.token.is_some() || from.is_certified || is_near(address),
+                ranges => ranges.iter().any(|range| range.contains(address)),
             };
             if !is_in {
                 return Err(Refusal::Address(address));
             }
         }
         match &self.token {
-            Some(token) => token.check(authorization),
-            None => Ok(()),
+            Some(token) if !from.is_certified => token.check(authorization),
+            _ => Ok(()),
         }
     }
 }
@@ -151,8 +161,10 @@ impl Token {
 mod tests {
     use super::*;
 
-    fn peer(address: &str) -> Peer {
-        Peer::Address(address.parse().unwrap())
+    const LOCAL: Caller = Caller { peer: Peer::Local, is_certified: false };
+
+    fn peer(address: &str) -> Caller {
+        Caller { peer: Peer::Address(address.parse().unwrap()), is_certified: false }
     }
 
     fn ranges(ranges: &[&str]) -> Vec<AddressRange> {
@@ -177,7 +189,8 @@ mod tests {
         for far in ["192.0.2.7", "172.32.0.1", "100.128.0.1", "8.8.8.8", "2001:db8::1", "::ffff:192.0.2.7"] {
             assert!(matches!(guard.permits(peer(far), None), Err(Refusal::Address(_))), "{far}");
         }
-        assert_eq!(guard.permits(Peer::Local, None), Ok(()));
+        assert_eq!(guard.permits(LOCAL, None), Ok(()));
+        assert_eq!(guard.permits(Caller { is_certified: true, ..peer("192.0.2.7") }, None), Ok(()));
     }
 
     #[test]
@@ -211,7 +224,8 @@ mod tests {
         for wrong in ["", "Bearer", "Bearer ", "Bearer s3cre", "Bearer s3cret1", "Basic s3cret", "s3cret"] {
             assert_eq!(asks(wrong), Err(Refusal::Token), "{wrong}");
         }
-        assert_eq!(guard.permits(Peer::Local, None), Err(Refusal::Token));
+        assert_eq!(guard.permits(LOCAL, None), Err(Refusal::Token));
+        assert_eq!(guard.permits(Caller { is_certified: true, ..peer("192.0.2.7") }, None), Ok(()));
 
         std::fs::write(&path, "other").unwrap();
         tokio::time::advance(FRESH).await;

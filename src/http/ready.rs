@@ -22,7 +22,7 @@ struct Ready {
 #[serde(tag = "kind", rename_all = "snake_case")]
 enum Store {
     Memory { buckets: usize, limit: usize },
-    Redis { store: String, node: String, connected: bool, waiting: usize },
+    Redis { store: String, node: String, connected: bool, breaker: &'static str, waiting: usize },
 }
 
 /// Ready if rules are in force and the process is not on its way out.
@@ -44,6 +44,7 @@ fn stores(http: &Http) -> Vec<Store> {
             store: store.to_owned(),
             node: node.name().to_owned(),
             connected: node.is_connected(),
+            breaker: node.breaker().state().name(),
             waiting: node.waiting(),
         })
     });

@@ -19,6 +19,8 @@ pub struct Incoming {
     pub wire: Box<dyn Wire>,
     /// Whom it comes from.
     pub peer: Peer,
+    /// Whether the client has shown a certificate, which is then one that is accepted.
+    pub is_certified: bool,
 }
 
 /// Where connections come from.
@@ -30,7 +32,7 @@ pub trait Source {
 impl Source for Listener {
     async fn next(&self) -> io::Result<Incoming> {
         let (wire, peer) = self.connection().await?;
-        Ok(Incoming { wire, peer })
+        Ok(Incoming { wire, peer, is_certified: false })
     }
 }
 
@@ -120,9 +122,11 @@ mod tests {
         async fn next(&self) -> io::Result<Incoming> {
             let next = self.0.lock().unwrap().pop();
             match next {
-                Some(next) => {
-                    next.map(|()| Incoming { wire: Box::new(tokio::io::empty()), peer: Peer::Local })
-                }
+                Some(next) => next.map(|()| Incoming {
+                    wire: Box::new(tokio::io::empty()),
+                    peer: Peer::Local,
+                    is_certified: false,
+                }),
                 None => std::future::pending().await,
             }
         }

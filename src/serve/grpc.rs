@@ -22,7 +22,8 @@ use tonic::codegen::{BoxFuture, Service as _};
 use tonic::service::Routes;
 
 use super::body::{Timely, UntilClosing};
-use super::{Course, Overload, Shed, Tally, Wire};
+use super::tls::Tls;
+use super::{Course, Incoming, Overload, Peer, Shed, Tally, Wire};
 use crate::proto::RateLimitServiceServer;
 use crate::service::Service;
 
@@ -65,6 +66,8 @@ pub struct Grpc {
     others: Routes,
     overload: Arc<Overload>,
     tally: Arc<Tally>,
+    /// On TCP.
+    tls: Option<Arc<Tls>>,
     bounds: Bounds,
     connections: http2::Builder<TokioExecutor>,
 }
@@ -77,6 +80,7 @@ impl Grpc {
         others: Routes,
         overload: Arc<Overload>,
         tally: Arc<Tally>,
+        tls: Option<Arc<Tls>>,
         bounds: Bounds,
     ) -> Self {
         let mut connections = http2::Builder::new(TokioExecutor::new());
@@ -85,17 +89,17 @@ impl Grpc {
             .max_concurrent_streams(bounds.max_streams)
             .keep_alive_interval(bounds.keepalive)
             .keep_alive_timeout(bounds.keepalive_timeout);
-        Self { limits, others: others.prepare(), overload, tally, bounds, connections }
+        Self { limits, others: others.prepare(), overload, tally, tls, bounds, connections }
     }
 
     /// Serves a connection to its end.
-    pub async fn serve(self: Arc<Self>, mut wire: Box<dyn Wire>, mut course: Course) {
+    pub async fn serve(self: Arc<Self>, incoming: Incoming, mut course: Course) {
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.bounds.request_timeout, begin(&mut wire)) => begun,
+            begun = tokio::time::timeout(self.bounds.request_timeout, begin(incoming, self.tls.as_deref())) => begun,
             () = course.closing() => return,
         };
-        match begun {
-            Ok(Ok(())) => {}
+        let wire = match begun {
+            Ok(Ok(wire)) => wire,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a connection came to nothing");
                 return self.tally.fail();
@@ -104,7 +108,7 @@ impl Grpc {
                 tracing::debug!("a connection said nothing in time");
                 return self.tally.fail();
             }
-        }
+        };
         let calls = Arc::new(Calls { overload: Arc::clone(&self.overload), under_way: AtomicUsize::new(0) });
         let spoken = Spoken {
             limits: self.limits.clone(),
@@ -143,12 +147,16 @@ impl Grpc {
     }
 }
 
-/// Reads what HTTP/2 begins with.
-async fn begin(wire: &mut Box<dyn Wire>) -> io::Result<()> {
+/// Begins TLS, where there is any, and reads what HTTP/2 begins with.
+async fn begin(incoming: Incoming, tls: Option<&Tls>) -> io::Result<Box<dyn Wire>> {
+    let mut wire = match tls {
+        Some(tls) if incoming.peer != Peer::Local => tls.begin(incoming).await?.wire,
+        _ => incoming.wire,
+    };
     let mut begun = [0; PREFACE.len()];
     wire.read_exact(&mut begun).await?;
     if begun == *PREFACE {
-        return Ok(());
+        return Ok(wire);
     }
     if begun.first().is_some_and(u8::is_ascii_uppercase) {
         wire.write_all(NOT_HTTP_1).await?;

@@ -302,6 +302,7 @@ async fn a_redis_that_is_away_is_told_of_and_makes_nobody_unready() {
     let told = ready.json();
     let store = told["stores"].as_array().unwrap().iter().find(|store| store["kind"] == "redis").unwrap();
     assert_eq!((&store["node"], &store["connected"]), (&json!("127.0.0.1:1"), &json!(false)));
+    assert!(["closed", "open", "probing"].iter().any(|state| store["breaker"] == *state), "{store}");
     tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
 }
 

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod support {
+    pub(crate) mod certificates;
     pub(crate) mod collector;
     pub(crate) mod envoy;
     #[allow(dead_code, reason = "the fault suite that uses all of it is being written")]
@@ -33,4 +34,5 @@ mod shipped;
 mod stores;
 mod telemetry;
 mod tiers;
+mod tls;
 mod wire;

@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ use weir::proto::{Code, RateLimitResponse, RateLimitServiceClient};
 use weir::serve::Policy;
 use weir::settings::Settings;
 
+use crate::support::envoy::{Envoy, get};
+use crate::support::redis::RedisServer;
 use crate::support::server::{Server, request, rules, settings};
 use crate::support::weir::Weir;
 
@@ -451,4 +454,73 @@ async fn ten_thousand_idle_connections_hinder_neither_calls_nor_the_end() {
     // They do not answer, so each is given the two seconds that one message may take; all of them the same two.
     assert!(start.elapsed() < Duration::from_secs(15), "{:?} of the thirty seconds", start.elapsed());
     assert_eq!(idle.len(), IDLE);
+}
+
+/// A weir at an address of its own, which Envoy can see leave.
+fn replica(address: SocketAddr, redis: &RedisServer, rules: &Path) -> Weir {
+    let (address, url) = (address.to_string(), redis.url());
+    let fixed =
+        ["--grpc", &address, "--redis", &url, "--redis-timeout", "2s", "--drain-delay", "4s", "--rules"];
+    let weir = Weir::start_with(fixed.map(OsStr::new).into_iter().chain([rules.as_os_str()]));
+    weir.await_log("connected", 2);
+    weir
+}
+
+#[test]
+fn two_weirs_behind_a_real_envoy_are_restarted_in_turn_under_load_without_a_failed_request() {
+    const USERS: u64 = 3;
+    let redis = RedisServer::start();
+    let rules = rules(
+        "domain: api\ndescriptors:\n  - { key: user_id, rate_limit: { unit: year, requests_per_unit: 1000000 } }\n",
+    );
+    // Addresses that nobody else uses, so that nobody takes a port while its weir is away.
+    let start = |address: &str| replica(address.parse().unwrap(), &redis, rules.path());
+    let mut weirs = [start("127.0.0.4:0"), start("127.0.0.5:0")];
+    let [first, second] = [weirs[0].grpc(), weirs[1].grpc()];
+    let second_shipped = "address: 127.0.0.1, port_value: 8082 ";
+    let second_here = format!("address: {}, port_value: {} ", second.ip(), second.port());
+    let envoy = Envoy::start_changed(
+        "replicas.yaml",
+        first,
+        // A request that no weir decides is to fail, and not to pass.
+        &[(second_shipped, &second_here), ("failure_mode_deny: false", "failure_mode_deny: true")],
+    );
+    envoy.await_healthy(2);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let envoy = &envoy;
+        let stop = &stop;
+        let users: Vec<_> = (0..USERS)
+            .map(|user| {
+                scope.spawn(move || {
+                    let name = format!("user-{user}");
+                    let request = get("/").header("x-user-id", &name);
+                    let mut sent = 0;
+                    while !stop.load(Ordering::SeqCst) {
+                        let answer = envoy.send(&request);
+                        sent += 1;
+                        assert_eq!(answer.status, 200, "request {sent} of {name}: {answer:?}");
+                        let left = answer.number("x-ratelimit-remaining").expect("decided by weir");
+                        assert_eq!(left, 1_000_000 - sent, "counted by whichever weir, and once");
+                    }
+                    sent
+                })
+            })
+            .collect();
+        let restarted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for weir in &mut weirs {
+                let address = weir.grpc();
+                weir.signal(Signal::TERM);
+                weir.await_log("stopped", 1);
+                // By then it has long been known, so that it is known again only when it is back.
+                envoy.await_healthy(1);
+                *weir = replica(address, &redis, rules.path());
+                envoy.await_healthy(2);
+            }
+        }));
+        stop.store(true, Ordering::SeqCst);
+        let sent: u64 = users.into_iter().map(|user| user.join().expect("no request failed")).sum();
+        restarted.expect("each was restarted");
+        assert!(sent > 50, "{sent} requests");
+    });
 }

@@ -42,6 +42,12 @@ impl Envoy {
         Self::run(&read(bootstrap), weir)
     }
 
+    /// Runs `envoy/<bootstrap>` with each of the `changes` made, as from and to; and otherwise as [`start`](Self::start) does.
+    pub(crate) fn start_changed(bootstrap: &str, weir: SocketAddr, changes: &[(&str, &str)]) -> Self {
+        let text = replace(&read(bootstrap), "timeout: 0.02s", "timeout: 20s");
+        Self::run(&changes.iter().fold(text, |text, (from, to)| replace(&text, from, to)), weir)
+    }
+
     fn run(bootstrap: &str, weir: SocketAddr) -> Self {
         let (front, upstream) = (Port::reserve(), Port::reserve());
         let mut bootstrap = bootstrap.to_owned();
@@ -74,6 +80,24 @@ impl Envoy {
                 );
             }
         }
+    }
+
+    /// Waits until the cluster `weir` has this many healthy members.
+    pub(crate) fn await_healthy(&self, members: usize) {
+        const PAUSE: Duration = Duration::from_millis(20);
+        let admin = fs::read_to_string(self.directory.path().join("admin")).unwrap().parse().unwrap();
+        for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+            let clusters = get("/clusters").send(admin).unwrap();
+            let healthy = clusters
+                .body
+                .lines()
+                .filter(|line| line.starts_with("weir::") && line.ends_with("::health_flags::healthy"));
+            if healthy.count() == members {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+        panic!("there are not {members} healthy weirs");
     }
 
     /// Sends a request to the front door.
