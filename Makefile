@@ -10,6 +10,8 @@ help: ## say what can be made
 test: $(VENV)/ready ## run all tests: units, properties, real servers, Python's gRPC, a real Envoy, real Redis
 	@command -v redis-server >/dev/null || { \
 		echo "make: no redis-server, which the tests start; on Debian: apt-get install redis-server" >&2; exit 1; }
+	@command -v promtool >/dev/null || { \
+		echo "make: no promtool, which checks the alerts; it is in Debian's package prometheus" >&2; exit 1; }
 	cargo test --locked
 
 check: ## check format, lints and documentation, warnings counting as errors

@@ -15,8 +15,12 @@ use std::task::{Context, Waker};
 
 use arc_swap::ArcSwapOption;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use opentelemetry_sdk::Resource;
+use tonic::metadata::MetadataMap;
 use weir::bucket::{Bucket, Hits, Limit};
 use weir::clock::Clock;
+use weir::clock::stopwatch;
+use weir::decision::Source;
 use weir::decision::{BucketKey, Charge, Mode, RuleId};
 use weir::limiter::Limiter;
 use weir::proto::{self, RateLimitDescriptor, RateLimitRequest};
@@ -24,6 +28,11 @@ use weir::rules::{Entry, RuleSet};
 use weir::service::{Options, Service};
 use weir::store::{KeySeed, LocalStore};
 use weir::telemetry::Recorder;
+use weir::telemetry::instrument::{Counter, Histogram, SECONDS};
+use weir::telemetry::otlp::{Extras, Sender};
+use weir::telemetry::settings::{Protocol, Sampling};
+use weir::telemetry::tally::{Outcome, Tally};
+use weir::telemetry::traces::Traces;
 
 const NOW: u64 = 1_790_000_000_000_000;
 const MINUTE: u64 = 60_000_000;
@@ -235,5 +244,36 @@ fn service(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, lookup, load, bucket, store, service);
+/// What recording a call costs: its parts, and whether it is traced.
+fn metrics(c: &mut Criterion) {
+    let (tally, histogram, counter) = (Tally::default(), Histogram::new(SECONDS), Counter::default());
+    c.bench_function("metrics/a charge by rule", |b| {
+        b.iter(|| tally.count(black_box(Source::Local), Outcome::Ok, 1));
+    });
+    c.bench_function("metrics/a call", |b| b.iter(|| counter.increment()));
+    c.bench_function("metrics/a measurement", |b| b.iter(|| histogram.record(black_box(30_000))));
+    c.bench_function("metrics/reading the clock twice", |b| b.iter(|| stopwatch().elapsed()));
+    c.bench_function("metrics/all of a call with one charge", |b| {
+        b.iter(|| {
+            let start = stopwatch();
+            tally.count(black_box(Source::Local), Outcome::Ok, 1);
+            counter.increment();
+            histogram.record_time(start.elapsed());
+        });
+    });
+    let off: Option<Arc<Traces>> = black_box(None);
+    let metadata = MetadataMap::new();
+    c.bench_function("metrics/traces off", |b| {
+        b.iter(|| off.as_ref().and_then(|traces| traces.call(black_box(&metadata))).is_some());
+    });
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let sender = Sender::new("http://127.0.0.1:1", Protocol::Grpc, &Extras::default()).unwrap();
+    let parent = Traces::new(Sampling::Parent, sender, Resource::builder_empty().build()).unwrap();
+    c.bench_function("metrics/traces of traced callers, and this one is not", |b| {
+        b.iter(|| parent.call(black_box(&metadata)).is_some());
+    });
+}
+
+criterion_group!(benches, lookup, load, bucket, store, service, metrics);
 criterion_main!(benches);

@@ -18,12 +18,14 @@ mod support {
 mod algorithms;
 mod cluster;
 mod command;
+mod deploy;
 mod envoy;
 mod exact;
 mod examples;
 mod faults;
 mod fuzz;
 mod http;
+mod logs;
 mod protocol;
 mod redis;
 mod reload;

@@ -1,0 +1,229 @@
+//! What is shipped to run weir with names only what there is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use weir::rules::RuleSet;
+use weir::telemetry::metrics::{ALL, Instrument, Kind};
+
+use crate::support::python;
+
+/// Labels that Prometheus adds, or that a histogram's buckets have.
+const ADDED: [&str; 3] = ["instance", "job", "le"];
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(file(name)).unwrap()
+}
+
+fn yaml(name: &str) -> Vec<Value> {
+    serde_json::from_str(&python::run("documents.py", &[file(name).to_str().unwrap()])).unwrap()
+}
+
+/// The instrument that a series of this name belongs to.
+fn instrument(name: &str) -> Option<&'static Instrument> {
+    ALL.iter().copied().find(|instrument| {
+        let known = instrument.prometheus_name();
+        match instrument.kind {
+            Kind::Histogram => ["_bucket", "_sum", "_count"].iter().any(|part| known.clone() + part == name),
+            Kind::Counter | Kind::Gauge => known == name,
+        }
+    })
+}
+
+/// Words of an expression: names, and between them everything else.
+fn words(expression: &str) -> Vec<&str> {
+    expression
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+/// What is wrong with the names in an expression.
+fn mistakes(expression: &str) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    let mut labels: BTreeSet<&str> = ADDED.into();
+    for name in words(expression).into_iter().filter(|word| word.starts_with("weir_")) {
+        match instrument(name) {
+            Some(instrument) => labels.extend(instrument.labels),
+            None => mistakes.push(format!("{name} is no metric")),
+        }
+    }
+    // Of each selector, its own metric's labels; of `by (...)`, those of any in the expression.
+    for (at, _) in expression.match_indices('{') {
+        let (before, rest) = expression.split_at(at);
+        let name = words(before).pop().unwrap_or_default();
+        let inside = rest.trim_start_matches('{').split('}').next().unwrap();
+        let own = instrument(name).map_or(&[][..], |instrument| instrument.labels);
+        for matcher in inside.split(',').filter(|matcher| !matcher.is_empty()) {
+            let label = words(matcher)[0];
+            if !own.contains(&label) && !ADDED.contains(&label) {
+                mistakes.push(format!("{name} has no label {label}"));
+            }
+        }
+    }
+    for rest in expression.split("by (").skip(1) {
+        for label in words(rest.split(')').next().unwrap()) {
+            if !labels.contains(label) {
+                mistakes.push(format!("nothing in {expression} has the label {label}"));
+            }
+        }
+    }
+    mistakes
+}
+
+#[test]
+fn a_metric_or_a_label_that_is_not_there_is_found() {
+    for (expression, mistakes) in [
+        ("rate(weir_calls_total{result=\"ok\",instance=\"a\"}[5m])", 0),
+        ("sum by (le) (rate(weir_call_duration_seconds_bucket[5m]))", 0),
+        ("weir_call_total", 1),
+        ("weir_call_duration_seconds", 1),
+        ("weir_calls_total{rule=\"x\"}", 1),
+        ("sum by (store) (weir_calls_total)", 1),
+    ] {
+        assert_eq!(super::deploy::mistakes(expression).len(), mistakes, "{expression}");
+    }
+}
+
+#[test]
+fn alerts_name_only_metrics_and_labels_that_there_are_and_each_is_explained() {
+    let document = yaml("alerts.yaml").pop().unwrap();
+    let rules: Vec<&Value> = document["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap())
+        .collect();
+    assert!(rules.len() > 10);
+    let mut names = Vec::new();
+    for rule in &rules {
+        let expression = rule["expr"].as_str().unwrap();
+        assert_eq!(mistakes(expression), [""; 0], "{expression}");
+        names.push(rule["alert"].as_str().unwrap());
+        let summary = rule["annotations"]["summary"].as_str().unwrap();
+        for label in summary.split("$labels.").skip(1).map(|rest| words(rest)[0]) {
+            // What an aggregation does not keep is not there to be shown.
+            let kept = match expression.split("by (").nth(1) {
+                Some(rest) => words(rest.split(')').next().unwrap()).contains(&label),
+                None => {
+                    let metric = words(expression).into_iter().find_map(instrument).unwrap();
+                    metric.labels.contains(&label) || label == "instance"
+                }
+            };
+            assert!(kept, "{summary}: {label}");
+        }
+    }
+    let explained: Vec<String> = text("RUNNING.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("### Weir").map(|rest| format!("Weir{rest}")))
+        .collect();
+    assert_eq!(names, explained, "alerts, and those that RUNNING.md explains");
+}
+
+#[test]
+fn the_dashboard_names_only_metrics_and_labels_that_there_are() {
+    let dashboard: Value = serde_json::from_str(&text("dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            assert_eq!(mistakes(expression), [""; 0], "{expression}");
+        }
+    }
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        if let Some(query) = variable["definition"].as_str() {
+            let names = words(query);
+            let instrument = names.iter().find_map(|name| instrument(name)).expect(query);
+            let label = names.last().unwrap();
+            assert!(instrument.labels.contains(label) || ADDED.contains(label), "{query}");
+        }
+    }
+}
+
+#[test]
+fn promtool_takes_the_alerts() {
+    let output = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(file("alerts.yaml"))
+        .output()
+        .expect("promtool is there; .ci/run says how to get it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Variables that a file sets are known to `weir serve`; so are flags.
+fn known_variables(text: &str) {
+    let help = Command::new(env!("CARGO_BIN_EXE_weir")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let variables: BTreeSet<&str> =
+        words(text).into_iter().filter(|word| word.starts_with("WEIR_")).collect();
+    assert!(!variables.is_empty());
+    for variable in variables {
+        let is_known =
+            help.contains(&format!("[env: {variable}]")) || help.contains(&format!("[env: {variable}="));
+        assert!(is_known, "{variable}");
+    }
+}
+
+#[test]
+fn the_manifests_fit_together_and_their_rules_load() {
+    let documents = yaml("kubernetes/weir.yaml");
+    let kind = |kind: &str| documents.iter().find(|document| document["kind"] == kind).expect(kind);
+    let deployment = &kind("Deployment")["spec"];
+    let labels = &deployment["template"]["metadata"]["labels"];
+    assert_eq!(&deployment["selector"]["matchLabels"], labels);
+    assert_eq!(&kind("Service")["spec"]["selector"], labels);
+    assert_eq!(&kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(&kind("NetworkPolicy")["spec"]["podSelector"]["matchLabels"], labels);
+    let pod = &deployment["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(container["ports"][0]["containerPort"], 8081);
+    assert_eq!(container["readinessProbe"]["grpc"]["port"], 8081);
+    assert_eq!(kind("Service")["spec"]["ports"][0]["targetPort"], container["ports"][0]["name"]);
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > 30, "longer than --drain-timeout");
+    assert_eq!(pod["volumes"][0]["configMap"]["name"], kind("ConfigMap")["metadata"]["name"]);
+    for (name, rules) in kind("ConfigMap")["data"].as_object().unwrap() {
+        let set = RuleSet::from_texts([(name.as_str(), rules.as_str().unwrap())], 0).unwrap();
+        assert!(set.warnings().is_empty() && !set.is_empty());
+    }
+    known_variables(&text("kubernetes/weir.yaml"));
+}
+
+#[test]
+fn the_container_file_copies_what_there_is_and_runs_as_nobody_in_particular() {
+    let container = text("Containerfile");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for line in container.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from")) {
+        let sources: Vec<&str> = line.split_whitespace().skip(1).collect();
+        for source in &sources[..sources.len() - 1] {
+            assert!(root.join(source).exists(), "{line}: {source}");
+        }
+    }
+    let (_, last) = container.rsplit_once("\nFROM ").unwrap();
+    assert!(last.contains("\nUSER 65532"), "not root");
+    assert!(last.contains("ENTRYPOINT [\"/usr/bin/weir\"]"));
+    let wanted = env!("CARGO_PKG_RUST_VERSION");
+    assert!(container.contains(&format!("rust:{wanted}-")), "the Rust that weir needs, {wanted}");
+    known_variables(&container);
+}
+
+#[test]
+fn the_systemd_unit_starts_reloads_and_waits_for_the_end() {
+    let unit = text("weir.service");
+    for line in ["ExecStart=/usr/bin/weir serve", "ExecReload=/bin/kill -HUP $MAINPID", "DynamicUser=yes"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+    let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
+    assert!(stop.trim_end_matches('s').parse::<u32>().unwrap() > 30, "longer than --drain-timeout");
+    for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
+        assert!(line.contains('='), "{line}");
+    }
+    known_variables(&unit);
+}
