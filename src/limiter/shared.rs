@@ -1,7 +1,7 @@
 //! Decisions by a Redis that several processes share, and by this process's own buckets where it does not answer.
 //!
 //! A call ends by its deadline, whatever Redis does. If Redis has not answered by then, or cannot be asked, the
-//! [`Fallback`] decides. What Redis says after that is not lost ([`Shared::settle`]): it decides what is owed to it.
+//! [`Fallback`] decides. What Redis says after that is not lost ([`Shared::settle_later`]): it decides what is owed to it.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::sync::Arc;

@@ -351,8 +351,7 @@ descriptors:
     let decision = |hits: &str, descriptors: &[&str]| {
         let arguments = ["explain", "--rules", path, "--domain", "api", "--hits", hits];
         let (code, printed, error) = run(&[&arguments, descriptors].concat(), &[]);
-        // Of three limits of which the last one always denies first, which is said.
-        assert_eq!((code, error.matches("can never be met").count(), error.lines().count()), (0, 2, 2));
+        assert_eq!((code, error.as_str()), (0, ""));
         let (_, decision) = printed.split_once("unused buckets: ").unwrap();
         decision.to_owned()
     };
