@@ -117,12 +117,14 @@ async fn a_call_continues_its_callers_trace_and_its_batch_to_redis_is_linked() {
         .await;
         let mut client = server.client().await;
         // Until Redis is connected, calls are answered without it.
+        let is_connected = |line: &str| line.starts_with("weir_redis_connections{") && line.ends_with(" 2.0");
         let connected = async {
-            while client.should_rate_limit(request("api", &[("told", b"x")])).await.is_err() {
-                tokio::task::yield_now().await;
+            while !server.telemetry.render(None).1.lines().any(is_connected) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), connected).await.expect("Redis is connected");
+        let connected = tokio::time::timeout(Duration::from_secs(20), connected).await;
+        assert!(connected.is_ok(), "Redis is not connected: {}", server.telemetry.render(None).1);
         client.should_rate_limit(traced("00", "told")).await.unwrap();
         client.should_rate_limit(traced("01", "user")).await.unwrap();
         let text = server.telemetry.render(Some("application/openmetrics-text")).1;

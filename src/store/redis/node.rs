@@ -494,6 +494,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if !self.breaker.is_closed() {
+            tracing::info!(redis = self.name, "left: its circuit was open");
+        }
         self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
     }
 }
