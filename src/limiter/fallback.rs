@@ -16,11 +16,12 @@
 //! here, and the buckets of those who are being limited are not evicted.
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tokio::sync::watch;
 
 use crate::bucket::{Bucket, Corrections, Hits, Limit};
 use crate::clock::{Clock, Micros};
@@ -49,6 +50,14 @@ struct Known {
     epoch: u64,
     /// If it has been decided on here. Then the bucket beside this is this process's share.
     own: Option<Own>,
+    /// What the store is being told of it, until that has arrived.
+    told: Weak<watch::Sender<()>>,
+}
+
+impl Known {
+    fn new(name: Bytes, limit: Limit, epoch: u64) -> Box<Self> {
+        Box::new(Self { name, limit, epoch, own: None, told: Weak::new() })
+    }
 }
 
 /// A bucket that has been decided on here.
@@ -91,7 +100,14 @@ pub(super) struct Handover {
     /// The epoch that the bucket was of.
     epoch: u64,
     own: Option<(Bucket, Own)>,
+    /// Also one that only raises what was forgotten is owed until it has arrived.
+    _owed: Option<Owed>,
+    /// Ends when this does.
+    telling: Arc<watch::Sender<()>>,
 }
+
+/// Ends when what is on its way to the store has arrived there, or is owed again.
+pub(super) type OnItsWay = watch::Receiver<()>;
 
 impl Handover {
     /// The charges that tell it, and what the bucket is called.
@@ -135,7 +151,7 @@ impl Fallback {
                 Some(known) if known.own.is_some() => return,
                 Some(known) => (known.limit, known.epoch) = (*limit, epoch),
                 None => {
-                    *beside = Some(Box::new(Known { name: name.clone(), limit: *limit, epoch, own: None }));
+                    *beside = Some(Known::new(name.clone(), *limit, epoch));
                 }
             }
             *bucket = left.by_another_clock(limit, at, now);
@@ -154,9 +170,7 @@ impl Fallback {
             charges.iter().map(|charge| Charge { limit: charge.limit.share(replicas), ..*charge }).collect();
         let mut prepare = |index: usize, bucket: &mut Bucket, beside: &mut Beside, now: Micros| {
             let (Some(charge), Some(name)) = (charges.get(index), names.get(index)) else { return };
-            let known = beside.get_or_insert_with(|| {
-                Box::new(Known { name: name.clone(), limit: charge.limit, epoch, own: None })
-            });
+            let known = beside.get_or_insert_with(|| Known::new(name.clone(), charge.limit, epoch));
             known.limit = charge.limit;
             self.own(known, bucket, replicas, now);
         };
@@ -199,20 +213,39 @@ impl Fallback {
     }
 
     /// What the store, which is of this epoch, has to be told of these buckets before it decides on them.
-    pub(super) fn hand_over(&self, charges: &[Charge], epoch: u64) -> SmallVec<[Handover; 1]> {
+    ///
+    /// # Errors
+    /// While it is being told of one of them already: asked now, it might not know yet, and admit what has been used.
+    pub(super) fn hand_over(
+        &self,
+        charges: &[Charge],
+        epoch: u64,
+    ) -> Result<SmallVec<[Handover; 1]>, OnItsWay> {
         let mut handed: SmallVec<[Handover; 1]> = SmallVec::new();
         for charge in charges {
+            let own = |handover: &Handover| handover.bucket == charge.bucket;
             let taken = self.buckets.with(charge.bucket, |bucket, beside, now| {
-                take_over(charge.bucket, bucket, beside.as_deref_mut()?, epoch, now)
+                let Some(known) = beside.as_deref_mut() else { return Ok(None) };
+                match known.told.upgrade().filter(|_| !handed.iter().any(own)) {
+                    Some(telling) => Err(telling.subscribe()),
+                    None => Ok(self.take_over(charge.bucket, bucket, known, epoch, now)),
+                }
             });
-            handed.extend(taken.flatten());
+            match taken {
+                Some(Ok(taken)) => handed.extend(taken),
+                Some(Err(on_its_way)) => {
+                    self.put_back(handed);
+                    return Err(on_its_way);
+                }
+                None => {}
+            }
         }
-        handed
+        Ok(handed)
     }
 
     /// What was handed over has not arrived, or nobody knows: it is still owed.
     pub(super) fn put_back(&self, handed: impl IntoIterator<Item = Handover>) {
-        for Handover { bucket: key, epoch, own, .. } in handed {
+        for Handover { bucket: key, epoch, own, telling: _telling, .. } in handed {
             self.buckets.with(key, |bucket, beside, now| {
                 let Some(known) = beside else { return };
                 known.epoch = known.epoch.min(epoch);
@@ -241,53 +274,60 @@ impl Fallback {
         let mut handed = Vec::new();
         self.buckets.look_through(shard, |key, bucket, beside, now| {
             let Some(known) = beside.as_deref_mut() else { return };
-            if let Some(epoch) = epoch(&known.name) {
-                handed.extend(take_over(key, bucket, known, epoch, now));
+            if known.told.strong_count() == 0
+                && let Some(epoch) = epoch(&known.name)
+            {
+                handed.extend(self.take_over(key, bucket, known, epoch, now));
             }
         });
         handed
     }
-}
 
-/// Takes what has to be told of a bucket, which is the store's from there on; `None` if there is nothing to tell.
-fn take_over(
-    key: BucketKey,
-    bucket: &mut Bucket,
-    known: &mut Known,
-    epoch: u64,
-    now: Micros,
-) -> Option<Handover> {
-    let before = std::mem::replace(&mut known.epoch, epoch);
-    let has_forgotten = before != epoch;
-    if known.own.is_none() && !has_forgotten {
-        return None;
-    }
-    let own = known.own.take();
-    let mut corrections = Corrections::new();
-    if has_forgotten {
-        corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&known.limit, now));
-    }
-    let own = own.map(|own| {
-        let contribution = bucket.contribution(&own.start, &known.limit.share(own.replicas), now);
-        // As the store will have it, as far as is known.
-        let mut whole = own.whole.clone();
-        for correction in &contribution {
-            _ = whole.take(&known.limit, *correction, now);
+    /// Takes what has to be told of a bucket, which is the store's from there on; `None` if there is nothing to tell.
+    fn take_over(
+        &self,
+        key: BucketKey,
+        bucket: &mut Bucket,
+        known: &mut Known,
+        epoch: u64,
+        now: Micros,
+    ) -> Option<Handover> {
+        let before = std::mem::replace(&mut known.epoch, epoch);
+        let has_forgotten = before != epoch;
+        if known.own.is_none() && !has_forgotten {
+            return None;
         }
-        corrections.extend(contribution);
-        (std::mem::replace(bucket, whole), own)
-    });
-    if corrections.is_empty() {
-        return None;
+        let own = known.own.take();
+        let mut corrections = Corrections::new();
+        if has_forgotten {
+            corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&known.limit, now));
+        }
+        let own = own.map(|own| {
+            let contribution = bucket.contribution(&own.start, &known.limit.share(own.replicas), now);
+            // As the store will have it, as far as is known.
+            let mut whole = own.whole.clone();
+            for correction in &contribution {
+                _ = whole.take(&known.limit, *correction, now);
+            }
+            corrections.extend(contribution);
+            (std::mem::replace(bucket, whole), own)
+        });
+        if corrections.is_empty() {
+            return None;
+        }
+        let telling = Arc::new(watch::Sender::new(()));
+        known.told = Arc::downgrade(&telling);
+        Some(Handover {
+            bucket: key,
+            name: known.name.clone(),
+            limit: known.limit,
+            corrections,
+            epoch: before,
+            _owed: own.is_none().then(|| Owed::count(&self.owing)),
+            own,
+            telling,
+        })
     }
-    Some(Handover {
-        bucket: key,
-        name: known.name.clone(),
-        limit: known.limit,
-        corrections,
-        epoch: before,
-        own,
-    })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "what is that large fits no bucket")]

@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::denials::Denials;
-use super::fallback::{Fallback, Handover};
+use super::fallback::{Fallback, Handover, OnItsWay};
 use super::parts::{self, Piece, Refund};
 use super::refunds::Refunds;
 use super::{Failing, Names};
@@ -228,8 +228,21 @@ impl Shared {
         let Some(node) = self.redis.node(part) else {
             return Some(self.decide_here(charges, names, None).into());
         };
-        let epoch = node.epoch();
-        let handed = if node.breaker().is_closed() { self.hand_over(charges, epoch) } else { Handed::new() };
+        let (handed, epoch) = loop {
+            let epoch = node.epoch();
+            if !node.breaker().is_closed() {
+                break (Handed::new(), epoch);
+            }
+            match self.hand_over(charges, epoch) {
+                Ok(handed) => break (handed, epoch),
+                Err(mut on_its_way) => {
+                    // Ends with an error, for nothing is ever sent.
+                    if timeout_at(deadline, on_its_way.changed()).await.is_err() {
+                        return Some(self.decide_here(charges, names, Some(&node)).into());
+                    }
+                }
+            }
+        };
         if handed.is_empty() {
             let answer = node.decide(part, charges, names.iter().cloned(), deadline).await;
             return self.conclude(answer, &node, handed, charges, names, epoch);
@@ -274,10 +287,11 @@ impl Shared {
         Some(decision.into())
     }
 
-    /// What Redis has to be told of these buckets first: nothing, nearly always.
-    fn hand_over(&self, charges: &[Charge], epoch: u64) -> Handed {
+    /// What Redis has to be told of these buckets first: nothing, nearly always. Or what it is being told already, and has
+    /// to know before it is asked.
+    fn hand_over(&self, charges: &[Charge], epoch: u64) -> Result<Handed, OnItsWay> {
         if self.fallback.owing() == 0 && self.told.load(Ordering::Relaxed) == self.redis.epochs() {
-            return Handed::new();
+            return Ok(Handed::new());
         }
         self.fallback.hand_over(charges, epoch)
     }

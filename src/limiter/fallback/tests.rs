@@ -41,7 +41,7 @@ impl Fleet {
 
     /// Hands over what a replica owes of these.
     fn tell_of(&mut self, replica: usize, charges: &[Charge]) {
-        let handed = self.replicas[replica].hand_over(charges, self.epoch);
+        let handed = self.replicas[replica].hand_over(charges, self.epoch).expect("nothing is on its way");
         self.apply(handed);
     }
 
@@ -269,14 +269,14 @@ fn what_could_not_be_handed_over_is_still_owed() {
     let mut fleet = Fleet::new(1);
     assert!(fleet.ask(0, hits(Hits::Take(20))));
     assert_eq!(fleet.admitted_alone(0, charge(1), 10), 10);
-    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch);
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     assert_eq!(fleet.replicas[0].owing(), 1, "as long as it is on its way");
-    assert!(fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).is_empty(), "not twice at a time");
+    assert!(fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).is_err(), "not twice at a time");
     fleet.replicas[0].put_back(handed);
     assert_eq!(fleet.replicas[0].owing(), 1);
 
     // In between there may have been more.
-    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch);
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     assert_eq!(fleet.admitted_alone(0, charge(1), 3), 3);
     fleet.replicas[0].put_back(handed);
     assert_eq!(fleet.admitted_alone(0, hits(Hits::Take(27)), 1), 1, "nothing is counted twice here either");
@@ -287,10 +287,40 @@ fn what_could_not_be_handed_over_is_still_owed() {
     // Also when it was to raise what the store had forgotten.
     fleet.store.clear();
     fleet.epoch += 1;
-    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch);
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     fleet.replicas[0].put_back(handed);
     fleet.sweep(0);
     assert_eq!(fleet.left(charge(1)), 27);
+}
+
+#[tokio::test]
+async fn nobody_asks_the_store_about_a_bucket_while_it_is_being_told_of_it() {
+    let mut fleet = Fleet::new(1);
+    assert!(fleet.ask(0, charge(1)));
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 59);
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
+    // Asked now, the store would still admit what has been used.
+    let mut waiting = fleet.replicas[0].hand_over(&[charge(2), charge(1)], fleet.epoch).unwrap_err();
+    let mut swept = 0;
+    for shard in 0..fleet.replicas[0].shards() {
+        swept += fleet.replicas[0].sweep(shard, |_| Some(fleet.epoch)).len();
+    }
+    assert_eq!(swept, 0, "nor is it told of it twice");
+    assert!(fleet.replicas[0].hand_over(&[charge(2)], fleet.epoch).unwrap().is_empty(), "others are free");
+    assert!(waiting.has_changed().is_ok(), "it is on its way");
+    fleet.apply(handed);
+    assert!(waiting.changed().await.is_err(), "it has arrived");
+    assert!(!fleet.ask(0, charge(1)));
+
+    // And so it is with what the store has forgotten.
+    fleet.store.clear();
+    fleet.epoch += 1;
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
+    assert_eq!((handed.len(), fleet.replicas[0].owing()), (1, 1));
+    assert!(fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).is_err());
+    fleet.replicas[0].put_back(handed);
+    assert_eq!(fleet.replicas[0].owing(), 0);
+    assert!(!fleet.ask(0, charge(1)), "it is raised first");
 }
 
 #[test]
@@ -318,7 +348,7 @@ fn what_is_evicted_is_not_owed_and_a_flood_frees_nobody_who_is_limited() {
     }
     let usage = fallback.usage();
     assert!(usage.buckets <= usage.capacity && fallback.owing() <= usage.capacity, "{usage:?}");
-    assert!(!fallback.hand_over(&[limited], 1).is_empty());
+    assert!(!fallback.hand_over(&[limited], 1).unwrap().is_empty());
 }
 
 /// What happens to one bucket.
@@ -451,4 +481,29 @@ proptest! {
             prop_assert!(admitted <= 2.0 * (60.0 + seconds) + 1e-6, "{admitted} in {seconds} s");
         }
     }
+}
+
+/// Ten million in `make soak`, otherwise as many as are soon told.
+#[test]
+fn a_flood_of_other_keys_frees_nobody_who_is_limited_and_is_bounded_with_all_that_is_owed() {
+    const CAPACITY: usize = 10_000;
+    let fallback = Fallback::new(NonZeroUsize::new(CAPACITY).unwrap(), Clock::manual(NOW));
+    let alone = |key: u128| {
+        // As keys are: hashes.
+        let key = key.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
+        let charge = charge(key);
+        !fallback.decide(&[charge], &[name(&charge)], NonZeroU32::MIN, 1).denied
+    };
+    let admitted = (0..100).filter(|_| alone(0)).count();
+    assert_eq!(admitted, 60);
+    let flood = if std::env::var_os("WEIR_SOAK_SECONDS").is_some() { 10_000_000 } else { 100_000 };
+    for key in 1..=flood {
+        assert!(alone(key), "newcomers are let in");
+        if key % 1_000 == 0 {
+            assert!(!alone(0), "after {key} of them");
+            let held = fallback.usage();
+            assert!(held.buckets <= held.capacity && fallback.owing() <= held.capacity, "{held:?}");
+        }
+    }
+    assert_eq!(fallback.usage().overflowed, 0);
 }

@@ -20,7 +20,7 @@ use super::group::Group;
 use super::heartbeat::Heart;
 use super::link::{Link, Live};
 use super::memory::Memory;
-use super::pending::{Failure, Pending, STALL};
+use super::pending::{Failure, Pending, STALL, look_again};
 use super::queue::{Lane, Queue};
 use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
@@ -518,7 +518,7 @@ impl Drop for Held<'_> {
 }
 
 /// Runs batches, one after the other, until nobody waits any more. Tells the breaker how each went: one that is late has
-/// failed, and again for each time that it is late once more, for others may wait behind it.
+/// failed, and again when it has been late for as long once more, and so on, for others may wait behind it.
 async fn run(node: Arc<Node>, lane: Lane) {
     let mut held = Held { node: &node, lane: Some(lane) };
     loop {
@@ -527,7 +527,9 @@ async fn run(node: Arc<Node>, lane: Lane) {
         lane.number += 1;
         let exchange = node.exchange(lane, Group::sort(calls), 0);
         tokio::pin!(exchange);
-        let mut due = clock::instant() + node.tuning.timeout;
+        // Twice as long each time: what is over after a few deadlines' time is not worth doing without Redis for seconds.
+        let mut patience = node.tuning.timeout;
+        let mut due = clock::instant() + patience;
         let mut was_late = false;
         let health = loop {
             tokio::select! {
@@ -535,12 +537,19 @@ async fn run(node: Arc<Node>, lane: Lane) {
                 health = &mut exchange => break health,
                 () = tokio::time::sleep_until(due) => {
                     let now = clock::instant();
+                    // A reply that can be read by now beats the timer.
+                    tokio::select! {
+                        biased;
+                        health = &mut exchange => break health,
+                        () = look_again() => {}
+                    }
                     // A timer that fires late has found this process asleep, not Redis.
                     if now.saturating_duration_since(due) <= STALL {
                         was_late = true;
                         node.breaker.failed(Class::Late.name());
                     }
-                    due = now + node.tuning.timeout;
+                    patience = patience.saturating_mul(2);
+                    due = now + patience;
                 }
             }
         };
@@ -552,6 +561,9 @@ async fn run(node: Arc<Node>, lane: Lane) {
     }
 }
 
+/// Probes that this process may sleep through before one of them counts.
+const STALLED_PROBES: usize = 10;
+
 /// Probes the server for the breaker, for as long as there is a node.
 async fn keep_probing(node: Weak<Node>) {
     let Some(alive) = node.upgrade() else { return };
@@ -560,6 +572,13 @@ async fn keep_probing(node: Weak<Node>) {
     drop(alive);
     let probe = || async {
         let node = node.upgrade().ok_or(StoreError::Open)?;
+        for _ in 1..STALLED_PROBES {
+            match node.probe(node.tuning.timeout).await {
+                // It was this process that did not run: that says nothing of the server.
+                Err(StoreError::Stalled) => {}
+                probed => return probed,
+            }
+        }
         node.probe(node.tuning.timeout).await
     };
     breaker.keep_probing(probe).await;
