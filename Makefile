@@ -2,7 +2,10 @@
 
 VENV := target/venv
 
-.PHONY: help test check bench e2e clean
+# How long each fault lasts in `make soak`.
+SECONDS ?= 60
+
+.PHONY: help test soak check bench e2e clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +16,10 @@ test: $(VENV)/ready ## run all tests: units, properties, real servers, Python's 
 	@command -v promtool >/dev/null || { \
 		echo "make: no promtool, which checks the alerts; it is in Debian's package prometheus" >&2; exit 1; }
 	cargo test --locked
+
+soak: ## let Redis fail in every way for a minute each (SECONDS=60), and ten million callers come while it is gone
+	WEIR_SOAK_SECONDS=$(SECONDS) cargo test --locked --lib a_flood_of_other_keys
+	WEIR_SOAK_SECONDS=$(SECONDS) cargo test --locked --test it faults:: -- --nocapture
 
 check: ## check format, lints and documentation, warnings counting as errors
 	cargo fmt --check

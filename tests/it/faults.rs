@@ -6,6 +6,13 @@ use std::time::Duration;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::redis::RedisServer;
 
+mod drill;
+mod fleet;
+mod flood;
+mod network;
+mod policies;
+mod server;
+
 /// Asks Redis through a proxy.
 fn ping(proxy: SocketAddr) -> Result<String, redis::RedisError> {
     let client = redis::Client::open(format!("redis://{proxy}"))?;

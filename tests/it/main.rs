@@ -5,12 +5,10 @@ mod support {
     pub(crate) mod certificates;
     pub(crate) mod collector;
     pub(crate) mod envoy;
-    #[allow(dead_code, reason = "the fault suite that uses all of it is being written")]
     pub(crate) mod proxy;
     pub(crate) mod python;
     pub(crate) mod redis;
     pub(crate) mod server;
-    #[allow(dead_code, reason = "the fault suite that uses all of it is being written")]
     pub(crate) mod steady;
     pub(crate) mod weir;
 }

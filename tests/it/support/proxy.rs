@@ -1,8 +1,6 @@
 //! A TCP proxy in front of a server, which does to the connections what networks do.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -33,8 +31,6 @@ pub(crate) enum Fault {
 pub(crate) struct Proxy {
     address: SocketAddr,
     fault: watch::Sender<Fault>,
-    /// Connections that are open.
-    open: Arc<AtomicU64>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -45,8 +41,6 @@ impl Proxy {
         let (fault, faults) = watch::channel(Fault::None);
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, address) = std::sync::mpsc::channel();
-        let open = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&open);
         // A thread and a runtime of its own: the load of a test must not be what slows it down.
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -56,7 +50,7 @@ impl Proxy {
                 let accept = async {
                     loop {
                         let Ok((client, _)) = listener.accept().await else { continue };
-                        tokio::spawn(pass(client, target, faults.clone(), Arc::clone(&counted)));
+                        tokio::spawn(pass(client, target, faults.clone()));
                     }
                 };
                 tokio::select! {
@@ -66,7 +60,7 @@ impl Proxy {
             });
         });
         let address = address.recv().expect("the proxy listens");
-        Self { address, fault, open, stop: Some(stop), thread: Some(thread) }
+        Self { address, fault, stop: Some(stop), thread: Some(thread) }
     }
 
     /// What happens from here on, also to connections that are open.
@@ -77,11 +71,6 @@ impl Proxy {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
-
-    /// Connections that are open through it.
-    pub(crate) fn open(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
-    }
 }
 
 impl Drop for Proxy {
@@ -91,19 +80,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Counts a connection for as long as it is held.
-struct Open(Arc<AtomicU64>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Passes one connection on, until one of its sides ends it.
-async fn pass(client: TcpStream, target: SocketAddr, faults: watch::Receiver<Fault>, open: Arc<AtomicU64>) {
-    open.fetch_add(1, Ordering::Relaxed);
-    let _open = Open(open);
+async fn pass(client: TcpStream, target: SocketAddr, faults: watch::Receiver<Fault>) {
     let Ok(server) = TcpStream::connect(target).await else { return };
     _ = client.set_nodelay(true);
     _ = server.set_nodelay(true);

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, oneshot};
@@ -27,6 +26,16 @@ impl Outcome {
         self.admitted + self.denied + self.failed.len() as u64
     }
 
+    /// What two loads came to together.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.admitted += other.admitted;
+        self.denied += other.denied;
+        self.failed.extend(other.failed);
+        self.latencies.extend(other.latencies);
+        self.latencies.sort_unstable();
+        self
+    }
+
     /// The latency that so large a part of the calls did not exceed.
     pub(crate) fn per_mille(&self, part: usize) -> Duration {
         let index = (self.latencies.len() * part).div_ceil(1_000);
@@ -38,7 +47,6 @@ impl Outcome {
 pub(crate) struct Steady {
     stop: oneshot::Sender<()>,
     running: JoinHandle<Outcome>,
-    admitted: Arc<AtomicU64>,
 }
 
 impl Steady {
@@ -50,14 +58,8 @@ impl Steady {
     ) -> Self {
         let client = RateLimitServiceClient::connect(format!("http://{target}")).await.unwrap();
         let (stop, stopped) = oneshot::channel();
-        let admitted = Arc::new(AtomicU64::new(0));
-        let running = tokio::spawn(run(client, rate, request, stopped, Arc::clone(&admitted)));
-        Self { stop, running, admitted }
-    }
-
-    /// Calls that have been admitted so far.
-    pub(crate) fn admitted(&self) -> u64 {
-        self.admitted.load(Ordering::Relaxed)
+        let running = tokio::spawn(run(client, rate, request, stopped));
+        Self { stop, running }
     }
 
     /// Stops it, and waits for the calls that are under way.
@@ -72,7 +74,6 @@ async fn run(
     rate: u32,
     request: impl Fn(u64) -> RateLimitRequest,
     mut stopped: oneshot::Receiver<()>,
-    admitted: Arc<AtomicU64>,
 ) -> Outcome {
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let start = clock::instant();
@@ -85,17 +86,13 @@ async fn run(
             () = tokio::time::sleep_until(due) => {}
         }
         let (mut client, request, outcome) = (client.clone(), request(n), Arc::clone(&outcome));
-        let admitted = Arc::clone(&admitted);
         calls.spawn(async move {
             let answer = client.should_rate_limit(request).await;
             let latency = due.elapsed();
             let mut outcome = outcome.lock().await;
             outcome.latencies.push(latency);
             match answer {
-                Ok(answer) if answer.get_ref().overall_code() == Code::Ok => {
-                    outcome.admitted += 1;
-                    admitted.fetch_add(1, Ordering::Relaxed);
-                }
+                Ok(answer) if answer.get_ref().overall_code() == Code::Ok => outcome.admitted += 1,
                 Ok(_) => outcome.denied += 1,
                 Err(status) => outcome.failed.push(format!("{:?}: {}", status.code(), status.message())),
             }

@@ -92,6 +92,11 @@ impl Weir {
         self.http.expect("it listens on TCP")
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Tells it to load its rules again.
     pub(crate) fn hang_up(&self) {
         self.signal(Signal::HUP);
