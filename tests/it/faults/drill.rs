@@ -214,7 +214,7 @@ impl Drill {
             beside.per_mille(990),
         );
         assert_eq!(all.failed, [""; 0], "{name}");
-        let bound = IN_TIME + 2 * beside.per_mille(1_000) + OF_THE_MACHINE;
+        let bound = IN_TIME + 3 * beside.per_mille(1_000) + OF_THE_MACHINE;
         assert!(most <= bound, "{name}: p99.9 is {most:?}, and may be {bound:?}; without Redis {usual:?}");
     }
 
