@@ -19,7 +19,7 @@ use crate::support::weir::Weir;
 /// How long Envoy waits for an answer.
 const IN_TIME: Duration = Duration::from_millis(20);
 
-/// What the machine may take on top of that, besides twice the worst that it does to a weir that needs no Redis.
+/// What the machine may take on top of that, besides three times the worst that it does to a weir that needs no Redis.
 const OF_THE_MACHINE: Duration = Duration::from_millis(10);
 
 /// Calls a second, of all kinds.
