@@ -248,7 +248,7 @@ impl Fallback {
         for Handover { bucket: key, epoch, own, telling: _telling, .. } in handed {
             self.buckets.with(key, |bucket, beside, now| {
                 let Some(known) = beside else { return };
-                known.epoch = known.epoch.min(epoch);
+                known.epoch = epoch;
                 let Some((share, own)) = own else { return };
                 let limit = known.limit.share(own.replicas);
                 // If it has been decided on again since, both are owed.

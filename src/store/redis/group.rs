@@ -92,6 +92,11 @@ impl Group {
         self.answers.len()
     }
 
+    /// Whether anybody still wants to know what became of it.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.answers.iter().any(|answer| !answer.is_closed())
+    }
+
     /// Answers each call with what became of it.
     pub(super) fn answer(self, decided: Vec<Decided>) {
         for (answer, decided) in self.answers.into_iter().zip(decided) {

@@ -20,7 +20,7 @@ use super::group::Group;
 use super::heartbeat::Heart;
 use super::link::{Link, Live};
 use super::memory::Memory;
-use super::pending::{Failure, Pending, STALL, look_again};
+use super::pending::{Failure, Pending};
 use super::queue::{Lane, Queue};
 use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
@@ -40,8 +40,10 @@ use crate::telemetry::metrics::{
     REDIS_ERRORS, REDIS_EVICTS, REDIS_QUEUE, REDIS_REPLICAS,
 };
 
+mod patience;
 mod redirect;
 
+use patience::Course;
 use redirect::Elsewhere;
 
 /// One Redis server.
@@ -332,6 +334,9 @@ impl Node {
     /// Has the groups of a batch decided: by the script's hash, or whole if Redis has forgotten it; over another connection
     /// if one breaks. Ends with the replies or with the connections, not with the callers' deadlines.
     ///
+    /// A batch that may have been decided without our knowing is sent again as soon as there is a connection: it is
+    /// decided once, and what it came to is noted. Not in a Cluster, where the note may be in another place by then.
+    ///
     /// What a node of a Cluster has no more is followed to where it is; `hops` counts how often that was done before.
     ///
     /// Says how this server failed, if it did.
@@ -343,9 +348,18 @@ impl Node {
         // Whether the script goes whole, and whether it may have run without our knowing.
         let (mut whole, mut sent) = (false, false);
         let mut condemned: Option<StoreError> = None;
+        let mut give_up = None;
         while !open.is_empty() {
             let found = self.link();
-            if sent || condemned.is_some() || found.is_none() {
+            let is_noted = sent && self.member.is_none() && open.iter().any(Group::is_awaited) && {
+                let now = clock::instant();
+                now < *give_up.get_or_insert(now + ASKED_AGAIN)
+            };
+            if is_noted && found.is_none() {
+                tokio::time::sleep(RECONNECTED).await;
+                continue;
+            }
+            if !is_noted && (sent || condemned.is_some() || found.is_none()) {
                 let known = if sent { Some(StoreError::Lost) } else { condemned.clone() };
                 let error = known.unwrap_or_else(|| self.disconnected());
                 // What nobody waits for any more is not sent again: it would be charged beside what they were told.
@@ -411,7 +425,8 @@ impl Node {
                     self.refused(&live, &error);
                     let error = StoreError::from(&error);
                     health = Err(error.class());
-                    group.fail(&error);
+                    // What was sent before may have been decided then.
+                    group.fail(if sent { &StoreError::Lost } else { &error });
                 }
             }
         }
@@ -517,8 +532,13 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Runs batches, one after the other, until nobody waits any more. Tells the breaker how each went: one that is late has
-/// failed, and again when it has been late for as long once more, and so on, for others may wait behind it.
+/// For how long a batch is sent again of which it is not known whether it was decided. The note of it is kept for longer.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether there is a connection again for it.
+const RECONNECTED: Duration = Duration::from_millis(10);
+
+/// Runs batches, one after the other, until nobody waits any more. Tells the breaker how each went.
 async fn run(node: Arc<Node>, lane: Lane) {
     let mut held = Held { node: &node, lane: Some(lane) };
     loop {
@@ -526,37 +546,11 @@ async fn run(node: Arc<Node>, lane: Lane) {
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
         let exchange = node.exchange(lane, Group::sort(calls), 0);
-        tokio::pin!(exchange);
-        // Twice as long each time: what is over after a few deadlines' time is not worth doing without Redis for seconds.
-        let mut patience = node.tuning.timeout;
-        let mut due = clock::instant() + patience;
-        let mut was_late = false;
-        let health = loop {
-            tokio::select! {
-                biased;
-                health = &mut exchange => break health,
-                () = tokio::time::sleep_until(due) => {
-                    let now = clock::instant();
-                    // A reply that can be read by now beats the timer.
-                    tokio::select! {
-                        biased;
-                        health = &mut exchange => break health,
-                        () = look_again() => {}
-                    }
-                    // A timer that fires late has found this process asleep, not Redis.
-                    if now.saturating_duration_since(due) <= STALL {
-                        was_late = true;
-                        node.breaker.failed(Class::Late.name());
-                    }
-                    patience = patience.saturating_mul(2);
-                    due = now + patience;
-                }
-            }
-        };
-        match health {
-            Err(class) if class.is_of_redis() => node.breaker.failed(class.name()),
-            _ if was_late => {}
-            _ => node.breaker.succeeded(),
+        let late = || node.breaker.failed(Class::Late.name());
+        match patience::wait_for(exchange, node.tuning.timeout, late).await {
+            Course::InTime => node.breaker.succeeded(),
+            Course::Late => {}
+            Course::Failed(class) => node.breaker.failed(class.name()),
         }
     }
 }

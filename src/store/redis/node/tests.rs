@@ -151,3 +151,25 @@ async fn an_eviction_policy_that_changes_while_connected_is_seen() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_reply_was_lost_with_all_connections_is_learned_of_and_counts_once() {
+    let server = RedisServer::start();
+    let node = connected(&server).await;
+    server.pause();
+    let failure = ask(&node, Duration::from_millis(20)).await.unwrap_err();
+    let pending = failure.pending.expect("it is still to come");
+    // What was sent lies before Redis, which will decide it; nobody is there to read the reply.
+    let reset = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+    for link in &node.links {
+        link.found_broken(&link.live().unwrap(), &reset);
+    }
+    assert!(!node.is_connected());
+    server.resume();
+    let learned = pending.outcome().await.expect("it was noted");
+    assert_eq!(left(&learned.decision), 999);
+    while !node.is_connected() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(left(&ask(&node, PATIENCE).await.unwrap()), 998, "it has been charged twice, or not at all");
+}
