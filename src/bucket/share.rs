@@ -54,6 +54,15 @@ impl Bucket {
             .collect()
     }
 
+    /// Adds what was used of this bucket of `limit` at an earlier moment, of which some may have flowed back since.
+    pub fn add_since(&mut self, limit: &Limit, tokens: f64, at: Micros, now: Micros) {
+        let when = match &self.0 {
+            State::Tokens(known) => at.max(known.at.get()).min(now),
+            State::Windows(_) => now,
+        };
+        _ = self.take(limit, Hits::Add { tokens, at }, when);
+    }
+
     /// What is known to be used of this bucket of `limit`: that a bucket which has forgotten is raised to.
     #[must_use]
     pub fn at_least(&self, limit: &Limit, now: Micros) -> Corrections {

@@ -32,8 +32,15 @@ use crate::store::{LocalStore, Usage};
 #[derive(Debug)]
 pub(super) struct Fallback {
     buckets: LocalStore<Beside>,
-    /// Buckets that the store has to be told of.
-    owing: Arc<AtomicUsize>,
+    owing: Arc<Owing>,
+}
+
+/// Buckets that the store has to be told of.
+#[derive(Debug)]
+struct Owing {
+    all: AtomicUsize,
+    /// Of each shard.
+    shards: Box<[AtomicUsize]>,
 }
 
 /// Nothing is known of a bucket that only the store's overflow made.
@@ -48,6 +55,10 @@ struct Known {
     limit: Limit,
     /// Of the store that its state is from.
     epoch: u64,
+    /// When the store said so, by its own clock.
+    said: Micros,
+    /// If the store has forgotten it, and could not be told.
+    forgotten: Option<Owed>,
     /// If it has been decided on here. Then the bucket beside this is this process's share.
     own: Option<Own>,
     /// What the store is being told of it, until that has arrived.
@@ -56,7 +67,7 @@ struct Known {
 
 impl Known {
     fn new(name: Bytes, limit: Limit, epoch: u64) -> Box<Self> {
-        Box::new(Self { name, limit, epoch, own: None, told: Weak::new() })
+        Box::new(Self { name, limit, epoch, said: 0, forgotten: None, own: None, told: Weak::new() })
     }
 }
 
@@ -65,6 +76,8 @@ impl Known {
 struct Own {
     /// As the store was known to have it.
     whole: Bucket,
+    /// The same with what this process used of it while it had a larger share, if it had one.
+    before: Option<Box<Bucket>>,
     /// The share that this process began with.
     start: Bucket,
     /// How many shares there were.
@@ -72,20 +85,51 @@ struct Own {
     _owed: Owed,
 }
 
+impl Own {
+    /// What this process has used, of which `share` is what it has now.
+    fn contribution(&self, share: &Bucket, limit: &Limit, now: Micros) -> Corrections {
+        let mut used = share.contribution(&self.start, &limit.share(self.replicas), now);
+        if let Some(before) = &self.before {
+            used.extend(before.contribution(&self.whole, limit, now));
+        }
+        used
+    }
+
+    /// There are more processes than there were: the share is a smaller one from here on.
+    fn divide(&mut self, share: &mut Bucket, limit: &Limit, replicas: NonZeroU32, now: Micros) {
+        let used = share.contribution(&self.start, &limit.share(self.replicas), now);
+        let mut whole = self.before.take().map_or_else(|| self.whole.clone(), |before| *before);
+        for used in used {
+            _ = whole.take(limit, used, now);
+        }
+        *share = whole.share(limit, replicas, now);
+        (self.start, self.replicas, self.before) = (share.clone(), replicas, Some(Box::new(whole)));
+    }
+}
+
+impl Owing {
+    fn of(&self, shard: usize) -> impl Iterator<Item = &AtomicUsize> {
+        self.shards.get(shard).into_iter().chain([&self.all])
+    }
+}
+
 /// One of the buckets that the store has to be told of, for as long as it is held.
 #[derive(Debug)]
-struct Owed(Arc<AtomicUsize>);
+struct Owed {
+    owing: Arc<Owing>,
+    shard: usize,
+}
 
 impl Owed {
-    fn count(owing: &Arc<AtomicUsize>) -> Self {
-        owing.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(owing))
+    fn count(owing: &Arc<Owing>, shard: usize) -> Self {
+        owing.of(shard).for_each(|count| _ = count.fetch_add(1, Ordering::Relaxed));
+        Self { owing: Arc::clone(owing), shard }
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.owing.of(self.shard).for_each(|count| _ = count.fetch_sub(1, Ordering::Relaxed));
     }
 }
 
@@ -104,6 +148,14 @@ pub(super) struct Handover {
     _owed: Option<Owed>,
     /// Ends when this does.
     telling: Arc<watch::Sender<()>>,
+}
+
+/// What a shard's sweep found.
+#[derive(Debug)]
+pub(super) struct Swept {
+    pub(super) handed: Vec<Handover>,
+    /// Whether each bucket of the shard was one of these, or of no concern.
+    pub(super) is_whole: bool,
 }
 
 /// Ends when what is on its way to the store has arrived there, or is owed again.
@@ -129,7 +181,9 @@ impl Handover {
 impl Fallback {
     /// Knows about `capacity` buckets at most.
     pub(super) fn new(capacity: NonZeroUsize, clock: Clock) -> Self {
-        Self { buckets: LocalStore::with_beside(capacity, clock), owing: Arc::default() }
+        let buckets = LocalStore::with_beside(capacity, clock);
+        let shards = (0..buckets.shards()).map(|_| AtomicUsize::new(0)).collect();
+        Self { buckets, owing: Arc::new(Owing { all: AtomicUsize::new(0), shards }) }
     }
 
     /// How full it is.
@@ -139,7 +193,11 @@ impl Fallback {
 
     /// Buckets that the store has to be told of.
     pub(super) fn owing(&self) -> usize {
-        self.owing.load(Ordering::Relaxed)
+        self.owing.all.load(Ordering::Relaxed)
+    }
+
+    fn owed(&self, bucket: BucketKey) -> Owed {
+        Owed::count(&self.owing, self.buckets.shard_of(bucket))
     }
 
     /// The store has decided on a bucket, and left it so; `at` is the store's present, by its own clock.
@@ -149,9 +207,12 @@ impl Fallback {
             match beside {
                 // Decided on here in the meantime: what the store said is told of by the next request.
                 Some(known) if known.own.is_some() => return,
-                Some(known) => (known.limit, known.epoch) = (*limit, epoch),
+                // Answers may overtake each other on their way.
+                Some(known) if known.epoch == epoch && known.said > at => return,
+                Some(known) => (known.limit, known.epoch, known.said) = (*limit, epoch, at),
                 None => {
-                    *beside = Some(Known::new(name.clone(), *limit, epoch));
+                    let known = beside.insert(Known::new(name.clone(), *limit, epoch));
+                    known.said = at;
                 }
             }
             *bucket = left.by_another_clock(limit, at, now);
@@ -166,13 +227,30 @@ impl Fallback {
         replicas: NonZeroU32,
         epoch: u64,
     ) -> Decision {
-        let shares: SmallVec<[Charge; 4]> =
-            charges.iter().map(|charge| Charge { limit: charge.limit.share(replicas), ..*charge }).collect();
+        // Of a bucket that this process has a share of already, that remains: also if there are fewer processes by now, for
+        // what the others had is used, as far as anybody knows. If there are more, it is divided anew.
+        let had = |charge: &Charge| {
+            let own =
+                |_: &mut Bucket, beside: &mut Beside, _| Some(beside.as_deref()?.own.as_ref()?.replicas);
+            self.buckets.with(charge.bucket, own).flatten()
+        };
+        let counts: SmallVec<[NonZeroU32; 4]> =
+            charges.iter().map(|charge| had(charge).map_or(replicas, |had| had.max(replicas))).collect();
+        let shares: SmallVec<[Charge; 4]> = charges
+            .iter()
+            .zip(&counts)
+            .map(|(charge, replicas)| Charge { limit: charge.limit.share(*replicas), ..*charge })
+            .collect();
         let mut prepare = |index: usize, bucket: &mut Bucket, beside: &mut Beside, now: Micros| {
             let (Some(charge), Some(name)) = (charges.get(index), names.get(index)) else { return };
             let known = beside.get_or_insert_with(|| Known::new(name.clone(), charge.limit, epoch));
             known.limit = charge.limit;
-            self.own(known, bucket, replicas, now);
+            let replicas = counts.get(index).copied().unwrap_or(replicas);
+            let limit = known.limit;
+            let own = self.own(charge.bucket, known, bucket, replicas, now);
+            if own.replicas < replicas {
+                own.divide(bucket, &limit, replicas, now);
+            }
         };
         self.buckets.decide_with(&shares, &mut prepare)
     }
@@ -180,6 +258,7 @@ impl Fallback {
     /// Makes a bucket this process's share, if it is not yet.
     fn own<'k>(
         &self,
+        key: BucketKey,
         known: &'k mut Known,
         bucket: &mut Bucket,
         replicas: NonZeroU32,
@@ -188,13 +267,13 @@ impl Fallback {
         known.own.get_or_insert_with(|| {
             let whole = bucket.clone();
             *bucket = whole.share(&known.limit, replicas, now);
-            Own { whole, start: bucket.clone(), replicas, _owed: Owed::count(&self.owing) }
+            Own { whole, before: None, start: bucket.clone(), replicas, _owed: self.owed(key) }
         })
     }
 
-    /// The store has, after all, applied charges that were decided on here: it must not be told of them again, or if they
-    /// were not admitted here, it has to give back what it took.
-    pub(super) fn landed(&self, charges: &[Charge], replicas: NonZeroU32) {
+    /// The store has, after all, applied charges that were decided on here at the moment `at`: it must not be told of them
+    /// again, or if they were not admitted here, it has to give back what it took.
+    pub(super) fn landed(&self, charges: &[Charge], replicas: NonZeroU32, at: Micros) {
         for charge in charges {
             let tokens = match charge.hits {
                 Hits::Take(tokens) | Hits::Overdraft(tokens) => float(tokens),
@@ -205,9 +284,11 @@ impl Fallback {
             self.buckets.with(charge.bucket, |bucket, beside, now| {
                 let Some(known) = beside else { return };
                 let limit = known.limit;
-                let own = self.own(known, bucket, replicas, now);
-                _ = own.start.take(&limit.share(own.replicas), Hits::Add { tokens, at: now }, now);
-                _ = own.whole.take(&limit, Hits::Add { tokens, at: now }, now);
+                let own = self.own(charge.bucket, known, bucket, replicas, now);
+                own.start.add_since(&limit.share(own.replicas), tokens, at, now);
+                for whole in [Some(&mut own.whole), own.before.as_deref_mut()].into_iter().flatten() {
+                    whole.add_since(&limit, tokens, at, now);
+                }
             });
         }
     }
@@ -249,14 +330,19 @@ impl Fallback {
             self.buckets.with(key, |bucket, beside, now| {
                 let Some(known) = beside else { return };
                 known.epoch = epoch;
-                let Some((share, own)) = own else { return };
-                let limit = known.limit.share(own.replicas);
+                let Some((share, own)) = own else {
+                    if known.own.is_none() {
+                        known.forgotten = Some(self.owed(key));
+                    }
+                    return;
+                };
+                let limit = known.limit;
                 // If it has been decided on again since, both are owed.
                 let newer = known.own.take();
-                let more = newer.map(|newer| bucket.contribution(&newer.start, &limit, now));
+                let more = newer.map(|newer| newer.contribution(bucket, &limit, now));
                 *bucket = share;
                 for correction in more.into_iter().flatten() {
-                    _ = bucket.take(&limit, correction, now);
+                    _ = bucket.take(&limit.share(own.replicas), correction, now);
                 }
                 known.own = Some(own);
             });
@@ -268,19 +354,32 @@ impl Fallback {
         self.buckets.shards()
     }
 
-    /// What the store has to be told of the buckets of a shard; `epoch` says which one a bucket's store is of, or that it
-    /// cannot be told at present.
-    pub(super) fn sweep(&self, shard: usize, epoch: impl Fn(&Bytes) -> Option<u64>) -> Vec<Handover> {
-        let mut handed = Vec::new();
+    /// What the store has to be told of the buckets of a shard, `most` of them; `epoch` says which one a bucket's store is
+    /// of, or that it cannot be told at present. With `forgetful`, the store may have forgotten any of them.
+    pub(super) fn sweep(
+        &self,
+        shard: usize,
+        most: usize,
+        forgetful: bool,
+        epoch: impl Fn(&Bytes) -> Option<u64>,
+    ) -> Swept {
+        let mut swept = Swept { handed: Vec::new(), is_whole: true };
+        let owing = self.owing.shards.get(shard).is_some_and(|owing| owing.load(Ordering::Relaxed) > 0);
+        if !owing && !forgetful {
+            return swept;
+        }
         self.buckets.look_through(shard, |key, bucket, beside, now| {
             let Some(known) = beside.as_deref_mut() else { return };
-            if known.told.strong_count() == 0
+            if swept.handed.len() < most
+                && known.told.strong_count() == 0
                 && let Some(epoch) = epoch(&known.name)
             {
-                handed.extend(self.take_over(key, bucket, known, epoch, now));
+                swept.handed.extend(self.take_over(key, bucket, known, epoch, now));
+            } else {
+                swept.is_whole = false;
             }
         });
-        handed
+        swept
     }
 
     /// Takes what has to be told of a bucket, which is the store's from there on; `None` if there is nothing to tell.
@@ -297,13 +396,13 @@ impl Fallback {
         if known.own.is_none() && !has_forgotten {
             return None;
         }
-        let own = known.own.take();
+        let (own, _forgotten) = (known.own.take(), known.forgotten.take());
         let mut corrections = Corrections::new();
         if has_forgotten {
             corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&known.limit, now));
         }
         let own = own.map(|own| {
-            let contribution = bucket.contribution(&own.start, &known.limit.share(own.replicas), now);
+            let contribution = own.contribution(bucket, &known.limit, now);
             // As the store will have it, as far as is known.
             let mut whole = own.whole.clone();
             for correction in &contribution {
@@ -323,7 +422,7 @@ impl Fallback {
             limit: known.limit,
             corrections,
             epoch: before,
-            _owed: own.is_none().then(|| Owed::count(&self.owing)),
+            _owed: own.is_none().then(|| self.owed(key)),
             own,
             telling,
         })

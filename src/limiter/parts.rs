@@ -130,6 +130,8 @@ impl Piece {
         let (mut taken, mut given, mut landed_after) = (0_u64, 0_u64, false);
         for (charge, verdict) in self.of(bucket, decision) {
             match charge.hits {
+                // Admitted by a rule for want of a store: nothing was taken of anything.
+                Hits::Take(_) if verdict.source == Source::Policy => {}
                 Hits::Take(tokens) if verdict.outcome == Outcome::Fits => {
                     taken = taken.saturating_add(tokens)
                 }

@@ -272,7 +272,11 @@ impl Shared {
         epoch: u64,
     ) -> Option<Decided> {
         let Failure { error, pending } = match answer {
-            Ok(answered) => return Some(self.learn(answered, &handed, charges, names, epoch)),
+            // What a memory says that has been lost in between is no news of the one that there is.
+            Ok(answered) => {
+                let epoch = (node.epoch() == epoch).then_some(epoch);
+                return Some(self.learn(answered, &handed, charges, names, epoch));
+            }
             Err(failure) => failure,
         };
         if error.class() == Class::Moving && names.iter().any(|name| Some(name) != names.first()) {
@@ -281,7 +285,7 @@ impl Shared {
         }
         let decision = self.decide_here(charges, names, Some(node));
         match pending {
-            Some(pending) => self.settle_later(pending, charges, handed, node.replicas()),
+            Some(pending) => self.settle_later(pending, charges, handed, node.replicas(), decision.at),
             None => self.fallback.put_back(handed),
         }
         Some(decision.into())
@@ -303,14 +307,16 @@ impl Shared {
         handed: &Handed,
         charges: &[Charge],
         names: &[Bytes],
-        epoch: u64,
+        epoch: Option<u64>,
     ) -> Decided {
         let Answered { mut decision, mut left } = answered;
         let told = corrections(handed);
         decision.verdicts.drain(..told);
         left.drain(..told.min(left.len()));
-        for ((charge, name), left) in charges.iter().zip(names).zip(&left) {
-            self.fallback.learn(charge, name, left.clone(), decision.at, epoch);
+        if let Some(epoch) = epoch {
+            for ((charge, name), left) in charges.iter().zip(names).zip(&left) {
+                self.fallback.learn(charge, name, left.clone(), decision.at, epoch);
+            }
         }
         Decided { decision: decision.said_by(Source::Redis), left }
     }
@@ -348,13 +354,14 @@ impl Shared {
         charge.on_redis_failure.unwrap_or(self.on_failure)
     }
 
-    /// Waits in the background for what Redis says of a call that was answered without it.
+    /// Waits in the background for what Redis says of a call that was answered without it, at the moment `decided`.
     fn settle_later(
         self: &Arc<Self>,
         pending: Pending,
         charges: &[Charge],
         handed: Handed,
         replicas: NonZeroU32,
+        decided: Micros,
     ) {
         if self.settling.fetch_add(1, Ordering::Relaxed) >= SETTLING {
             self.settling.fetch_sub(1, Ordering::Relaxed);
@@ -386,7 +393,7 @@ impl Shared {
                         })
                         .map(|(_, charge)| charge)
                         .collect();
-                    shared.fallback.landed(&landed, replicas);
+                    shared.fallback.landed(&landed, replicas, decided);
                 }
                 // What nobody will ever know counts as not charged there: towards denying.
                 Err(error) => {
@@ -403,28 +410,37 @@ impl Shared {
     /// Tells Redis what nobody asks for.
     async fn sweep(self: &Arc<Self>) {
         let epochs = self.redis.epochs();
-        if self.fallback.owing() == 0 && self.told.load(Ordering::Relaxed) == epochs {
+        let forgetful = self.told.load(Ordering::Relaxed) != epochs;
+        let nodes = self.redis.nodes();
+        if (self.fallback.owing() == 0 && !forgetful) || !nodes.iter().any(|node| node.breaker().is_closed())
+        {
             return;
         }
         let mut is_whole = true;
         for shard in 0..self.fallback.shards() {
-            let mut handed = self.fallback.sweep(shard, |name| {
-                let node = self.redis.node(self.redis.part_of(name))?;
-                node.breaker().is_closed().then(|| node.epoch())
-            });
-            while !handed.is_empty() {
-                let rest = handed.split_off(handed.len().min(SWEPT));
+            loop {
+                let swept = self.fallback.sweep(shard, SWEPT, forgetful, |name| {
+                    let node = self.redis.node(self.redis.part_of(name))?;
+                    node.breaker().is_closed().then(|| node.epoch())
+                });
+                let is_full = swept.handed.len() == SWEPT;
                 let mut telling = JoinSet::new();
-                for handover in std::mem::replace(&mut handed, rest) {
+                for handover in swept.handed {
                     telling.spawn(Arc::clone(self).tell(handover));
                 }
+                let mut well = true;
                 while let Some(told) = telling.join_next().await {
-                    is_whole &= told.unwrap_or(false);
+                    well &= told.unwrap_or(false);
+                }
+                if !is_full || !well {
+                    is_whole &= swept.is_whole && well;
+                    break;
                 }
             }
+            // Calls come first.
+            tokio::task::yield_now().await;
         }
-        is_whole &= self.redis.nodes().iter().all(|node| node.breaker().is_closed());
-        if is_whole {
+        if is_whole && self.redis.epochs() == epochs {
             self.told.store(epochs, Ordering::Relaxed);
         }
     }
@@ -443,9 +459,10 @@ impl Shared {
             Err(Failure { error, .. }) => error,
         };
         // A key that holds something else can never be told.
-        if error != StoreError::Unreadable {
-            self.fallback.put_back([handover]);
+        if error == StoreError::Unreadable {
+            return true;
         }
+        self.fallback.put_back([handover]);
         false
     }
 }

@@ -385,7 +385,9 @@ impl<X: Default> LocalStore<X> {
         }
     }
 
-    fn shard_of(&self, key: BucketKey) -> usize {
+    /// The shard that a bucket is in, or would be.
+    #[must_use]
+    pub fn shard_of(&self, key: BucketKey) -> usize {
         self.buckets.determine_shard(hash_usize(key))
     }
 

@@ -56,8 +56,9 @@ impl Fleet {
 
     fn sweep(&mut self, replica: usize) {
         for shard in 0..self.replicas[replica].shards() {
-            let handed = self.replicas[replica].sweep(shard, |_| Some(self.epoch));
-            self.apply(handed);
+            let swept = self.replicas[replica].sweep(shard, usize::MAX, true, |_| Some(self.epoch));
+            assert!(swept.is_whole);
+            self.apply(swept.handed);
         }
         assert_eq!(self.replicas[replica].owing(), 0);
     }
@@ -219,9 +220,108 @@ fn both_admitted_a_late_charge_counts_once() {
     let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
     assert_eq!(bucket.take(&charge(1).limit, Hits::Take(5), NOW), Outcome::Fits);
     assert!(fleet.alone(0, hits(Hits::Take(5))));
-    fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count());
+    fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count(), NOW);
     fleet.sweep(0);
     assert_eq!(fleet.left(charge(1)), 54);
+}
+
+#[test]
+fn a_late_charge_counts_once_however_much_has_flowed_back_before_that_is_known() {
+    let mut fleet = Fleet::new(1);
+    let five = hits(Hits::Take(5));
+    fleet.store.insert(BucketKey(1), Bucket::with_used(&five.limit, 5.0, NOW));
+    assert!(fleet.alone(0, five));
+    fleet.clock.advance(3 * SECOND);
+    fleet.replicas[0].landed(&[five], fleet.count(), NOW);
+    fleet.sweep(0);
+    assert_eq!(fleet.left(five), 58, "what the store charged is not given back");
+}
+
+#[test]
+fn a_late_charge_counts_in_the_window_that_it_came_in() {
+    let mut fleet = Fleet::new(1);
+    let minute = NonZeroU64::new(60 * SECOND).unwrap();
+    let limit = Limit::fixed_window(NonZeroU32::new(60).unwrap(), minute, crate::bucket::Calendar::Epoch);
+    let five = Charge { limit, ..hits(Hits::Take(5)) };
+    let came = fleet.clock.now();
+    assert!(fleet.ask(0, five) && fleet.alone(0, five), "what is late is charged here beside");
+    // The window turns, and another has used the new one.
+    fleet.clock.advance(60 * SECOND);
+    let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
+    assert_eq!(bucket.take(&limit, Hits::Take(20), fleet.clock.now()), Outcome::Fits);
+    fleet.replicas[0].landed(&[five], fleet.count(), came);
+    fleet.sweep(0);
+    assert_eq!(fleet.left(five), 40, "what others have used is not given back");
+}
+
+#[test]
+fn of_answers_that_overtake_each_other_the_latest_is_believed() {
+    let fleet = Fleet::new(1);
+    let learn = |used, at| {
+        let left = Bucket::with_used(&charge(1).limit, used, at);
+        fleet.replicas[0].learn(&charge(1), &name(&charge(1)), left, at, 1);
+    };
+    learn(20.0, NOW + 2);
+    learn(10.0, NOW + 1);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 40);
+}
+
+#[test]
+fn what_was_used_before_there_were_more_processes_is_used() {
+    for (used, more, left) in [(60, 0, 0), (10, 25, 25)] {
+        let mut fleet = Fleet::new(1);
+        assert_eq!(fleet.admitted_alone(0, charge(1), used), used);
+        // Another one comes, and is seen.
+        fleet.replicas.push(Fallback::new(NonZeroUsize::new(10).unwrap(), fleet.clock.clone()));
+        assert_eq!(fleet.admitted_alone(0, charge(1), 100), more, "of {used}");
+        fleet.sweep(0);
+        assert_eq!(fleet.left(charge(1)), left);
+    }
+}
+
+#[test]
+fn what_was_used_before_a_share_shrank_is_owed_less_what_has_flowed_back() {
+    let mut fleet = Fleet::new(1);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 60), 60);
+    fleet.replicas.push(Fallback::new(NonZeroUsize::new(10).unwrap(), fleet.clock.clone()));
+    assert!(!fleet.alone(0, charge(1)));
+    fleet.clock.advance(20 * SECOND);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 10, "half of the rate");
+    // What is handed over and does not arrive is owed still.
+    let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
+    fleet.replicas[0].put_back(handed);
+    fleet.sweep(0);
+    assert_eq!(fleet.left(charge(1)), 10, "60 used, 20 have flowed back, 10 used again");
+}
+
+#[test]
+fn a_share_does_not_grow_when_there_are_fewer_processes() {
+    let mut fleet = Fleet::new(4);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 15);
+    fleet.replicas.truncate(2);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 0, "the others have had their shares");
+    fleet.clock.advance(4 * SECOND);
+    assert_eq!(fleet.admitted_alone(0, charge(1), 100), 1);
+}
+
+#[test]
+fn no_more_is_taken_from_a_shard_at_a_time_than_can_be_told() {
+    let fleet = Fleet::new(1);
+    for bucket in 0..500 {
+        assert!(fleet.alone(0, charge(bucket)));
+    }
+    let mut told = 0;
+    for shard in 0..fleet.replicas[0].shards() {
+        loop {
+            let swept = fleet.replicas[0].sweep(shard, 3, false, |_| Some(fleet.epoch));
+            assert!(swept.handed.len() <= 3);
+            told += swept.handed.len();
+            if swept.is_whole {
+                break;
+            }
+        }
+    }
+    assert_eq!((told, fleet.replicas[0].owing()), (500, 0));
 }
 
 #[test]
@@ -231,7 +331,7 @@ fn what_the_store_admitted_late_and_was_denied_here_is_given_back() {
     let late = hits(Hits::Take(5));
     fleet.store.insert(BucketKey(1), Bucket::with_used(&late.limit, 5.0, NOW));
     assert!(!fleet.alone(0, late));
-    fleet.replicas[0].landed(&[late], fleet.count());
+    fleet.replicas[0].landed(&[late], fleet.count(), NOW);
     fleet.sweep(0);
     assert_eq!(fleet.left(charge(1)), 30);
 }
@@ -259,7 +359,7 @@ fn a_late_charge_that_has_been_handed_over_already_is_given_back() {
     let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
     assert_eq!(bucket.take(&charge(1).limit, Hits::Take(5), NOW), Outcome::Fits);
     assert_eq!(fleet.left(charge(1)), 49);
-    fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count());
+    fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count(), NOW);
     fleet.sweep(0);
     assert_eq!(fleet.left(charge(1)), 54);
 }
@@ -301,11 +401,13 @@ async fn nobody_asks_the_store_about_a_bucket_while_it_is_being_told_of_it() {
     let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     // Asked now, the store would still admit what has been used.
     let mut waiting = fleet.replicas[0].hand_over(&[charge(2), charge(1)], fleet.epoch).unwrap_err();
-    let mut swept = 0;
+    let (mut swept, mut is_whole) = (0, true);
     for shard in 0..fleet.replicas[0].shards() {
-        swept += fleet.replicas[0].sweep(shard, |_| Some(fleet.epoch)).len();
+        let found = fleet.replicas[0].sweep(shard, usize::MAX, true, |_| Some(fleet.epoch));
+        is_whole &= found.is_whole;
+        swept += found.handed.len();
     }
-    assert_eq!(swept, 0, "nor is it told of it twice");
+    assert_eq!((swept, is_whole), (0, false), "nor is it told of it twice");
     assert!(fleet.replicas[0].hand_over(&[charge(2)], fleet.epoch).unwrap().is_empty(), "others are free");
     assert!(waiting.has_changed().is_ok(), "it is on its way");
     fleet.apply(handed);
@@ -319,8 +421,9 @@ async fn nobody_asks_the_store_about_a_bucket_while_it_is_being_told_of_it() {
     assert_eq!((handed.len(), fleet.replicas[0].owing()), (1, 1));
     assert!(fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).is_err());
     fleet.replicas[0].put_back(handed);
-    assert_eq!(fleet.replicas[0].owing(), 0);
+    assert_eq!(fleet.replicas[0].owing(), 1, "it has not arrived");
     assert!(!fleet.ask(0, charge(1)), "it is raised first");
+    assert_eq!(fleet.replicas[0].owing(), 0);
 }
 
 #[test]
@@ -328,7 +431,7 @@ fn what_a_store_that_cannot_be_told_owes_waits() {
     let fleet = Fleet::new(1);
     assert!(fleet.alone(0, charge(1)));
     for shard in 0..fleet.replicas[0].shards() {
-        assert!(fleet.replicas[0].sweep(shard, |_| None).is_empty());
+        assert!(fleet.replicas[0].sweep(shard, usize::MAX, true, |_| None).handed.is_empty());
     }
     assert_eq!(fleet.replicas[0].owing(), 1);
 }

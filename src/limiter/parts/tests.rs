@@ -154,6 +154,19 @@ fn without_an_answer_from_one_part_there_is_none_and_the_others_get_back_what_wa
 }
 
 #[test]
+fn what_a_rule_admitted_for_want_of_a_store_is_not_given_back() {
+    let clock = Clock::manual(NOW);
+    let store = store(&clock);
+    let charges = [charge(0, Hits::Take(3), Mode::Enforced), charge(1, Hits::Take(100), Mode::Enforced)];
+    let names = names(&charges);
+    let pieces = split(&charges, &names, part_of).unwrap();
+    let allowed = store.decide(&pieces[0].charges).said_by(Source::Policy);
+    let denied = store.decide(&pieces[1].charges);
+    let (decision, refunds) = conclude(&charges, &pieces, &[Some(allowed), Some(denied)]);
+    assert!(decision.unwrap().denied && refunds.is_empty());
+}
+
+#[test]
 fn what_was_taken_of_a_window_that_has_turned_is_not_given_back() {
     let clock = Clock::manual(NOW);
     let store = store(&clock);

@@ -387,10 +387,7 @@ for _ = 1, charges do
       if bad[request[i][1]] then unreadable = true end
     end
     if unreadable then
-      for i = 1, #request do
-        local c = request[i]
-        if c[3] >= 2 and not bad[c[1]] then take(c[1], c[2], c[3], c[4], c[7]) end
-      end
+      -- Nothing lands, not even what always does: the caller decides all of it elsewhere, and tells of it later.
       decided[#decided + 1] = 'x'
     else
       local before = {}

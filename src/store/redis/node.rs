@@ -313,6 +313,9 @@ impl Node {
             self.breaker.failed(error.class().name());
             return Err(error.into());
         }
+        if deadline <= clock::instant() {
+            return Err(StoreError::Unsent.into());
+        }
         let (answer, lane) = self.queue.push(part, charges, deadline)?;
         if let Some(lane) = lane {
             tokio::spawn(run(Arc::clone(self), lane));

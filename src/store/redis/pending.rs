@@ -52,18 +52,14 @@ impl Pending {
 
     /// The answer, if it comes by a deadline.
     pub(super) async fn by(mut self, deadline: Instant) -> Result<Answered, Failure> {
-        let mut deadline = deadline;
         if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
             return read(answer).map_err(Failure::from);
         }
-        if clock::instant().saturating_duration_since(deadline) > STALL {
-            deadline = clock::instant() + GRACE;
-            if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
-                return read(answer).map_err(Failure::from);
-            }
+        let stalled = clock::instant().saturating_duration_since(deadline) > STALL;
+        if stalled && let Ok(answer) = timeout_at(clock::instant() + GRACE, &mut self.0).await {
+            return read(answer).map_err(Failure::from);
         }
         // An answer that can be read by now beats the timer.
-        let late = clock::instant().saturating_duration_since(deadline);
         for _ in 0..LOOKS {
             tokio::task::yield_now().await;
             match self.0.try_recv() {
@@ -72,7 +68,7 @@ impl Pending {
                 Ok(answer) => return read(Ok(answer)).map_err(Failure::from),
             }
         }
-        let error = if late > STALL { StoreError::Stalled } else { StoreError::Late };
+        let error = if stalled { StoreError::Stalled } else { StoreError::Late };
         Err(Failure { error, pending: Some(self) })
     }
 }

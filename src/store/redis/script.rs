@@ -207,15 +207,7 @@ impl Batch {
                     decision.denied = denied;
                     answered(decision, request, &buckets)
                 }
-                _ => {
-                    // What lands anyway has landed where it could.
-                    for (charge, place) in request.iter().filter(|(charge, _)| charge.hits.land_anyway()) {
-                        if let Some(bucket) = buckets.get_mut(*place) {
-                            _ = bucket.take(&charge.limit, charge.hits, now);
-                        }
-                    }
-                    Decided::Unreadable
-                }
+                _ => Decided::Unreadable,
             })
             .collect();
         Ok(Reply { decided, parted })

@@ -157,8 +157,10 @@ async fn a_batch_whose_reply_was_lost_with_all_connections_is_learned_of_and_cou
     let server = RedisServer::start();
     let node = connected(&server).await;
     server.pause();
-    let failure = ask(&node, Duration::from_millis(20)).await.unwrap_err();
+    // Long enough to be on its way, however busy the machine.
+    let failure = ask(&node, Duration::from_millis(500)).await.unwrap_err();
     let pending = failure.pending.expect("it is still to come");
+    assert_eq!(node.waiting(), 0);
     // What was sent lies before Redis, which will decide it; nobody is there to read the reply.
     let reset = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
     for link in &node.links {
