@@ -21,6 +21,7 @@ mod matcher;
 mod odd;
 mod reply;
 mod tiers;
+mod unreachable;
 
 use matcher::{Kind, Matcher};
 use tiers::Tiers;
@@ -123,7 +124,7 @@ impl Compiler {
         let found = self.files.into_iter().flat_map(|read| read.problems.into_found());
         let mut found: Vec<Problem> = found.collect();
         let mut odd = Vec::new();
-        domains.values().for_each(|domain| odd::unreachable(domain, &mut odd));
+        domains.values().for_each(|domain| unreachable::unreachable(domain, &mut odd));
         odd.sort();
         found.extend(odd);
         (domains, found)

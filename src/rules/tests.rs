@@ -3,6 +3,7 @@ use super::*;
 mod limits;
 mod matching;
 mod mistakes;
+mod odd;
 mod tiers;
 
 fn load_text(text: &str) -> Result<RuleSet, LoadError> {

@@ -21,6 +21,7 @@ use super::rule::{Rule, Source};
 use crate::telemetry::instrument::Counter;
 use crate::telemetry::tally::Tally;
 
+mod language;
 mod patterns;
 mod ranges;
 mod wildcards;
@@ -187,20 +188,7 @@ impl Branch {
 
     /// What one entry matches on this level.
     pub(super) fn step(&self, entry: &Entry<'_>) -> Option<(Matched, &Node)> {
-        let choices = self.keys.get(entry.key)?;
-        if let Some(node) = choices.exact.get(entry.value) {
-            return Some((Matched::Exact, node));
-        }
-        if let Some(node) = choices.lists.find(entry.value) {
-            return Some((Matched::Listed, node));
-        }
-        if let Some((range, node)) = choices.ranges.find(entry.value) {
-            return Some((Matched::Range(range), node));
-        }
-        if let Some(node) = choices.patterns.find(entry.value) {
-            return Some((Matched::Pattern, node));
-        }
-        choices.bare.as_ref().map(|node| (Matched::Bare, node))
+        self.keys.get(entry.key)?.find(entry.value)
     }
 
     /// All nodes here and below.
@@ -211,6 +199,23 @@ impl Branch {
 }
 
 impl Choices {
+    /// What a value matches.
+    pub(super) fn find(&self, value: &[u8]) -> Option<(Matched, &Node)> {
+        if let Some(node) = self.exact.get(value) {
+            return Some((Matched::Exact, node));
+        }
+        if let Some(node) = self.lists.find(value) {
+            return Some((Matched::Listed, node));
+        }
+        if let Some((range, node)) = self.ranges.find(value) {
+            return Some((Matched::Range(range), node));
+        }
+        if let Some(node) = self.patterns.find(value) {
+            return Some((Matched::Pattern, node));
+        }
+        self.bare.as_ref().map(|node| (Matched::Bare, node))
+    }
+
     pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.exact
             .values()

@@ -1,71 +1,34 @@
-//! Rules that can be used and hardly mean what was meant: those that are never reached, and limits that never matter.
-
-use std::sync::Arc;
+//! Limits that can be used and hardly mean what was meant: those that never matter, and those that admit nothing.
 
 use super::Scope;
 use crate::bucket::{Algorithm, Limit};
-use crate::rules::problem::{Path, Problem, Severity};
+use crate::rules::problem::Path;
 use crate::rules::rule::{Allowance, Rule, RuleLimit};
-use crate::rules::tree::{Branch, Choices, Domain, Node};
-
-/// Warns of all rules of a domain that nothing ever meets.
-pub(super) fn unreachable(domain: &Domain, found: &mut Vec<Problem>) {
-    of_branch(&domain.root, found);
-}
-
-fn of_branch(branch: &Branch, found: &mut Vec<Problem>) {
-    for choices in branch.keys.values() {
-        of_choices(choices, found);
-        choices.nodes().for_each(|node| of_branch(&node.below, found));
-    }
-}
-
-fn of_choices(choices: &Choices, found: &mut Vec<Problem>) {
-    for (value, node) in choices.lists.iter() {
-        if let Some(first) = choices.exact.get(value) {
-            let value = String::from_utf8_lossy(value);
-            warn(node, first, &format!("value `{value}` of this list"), found);
-        }
-    }
-    for (text, node, first) in choices.patterns.covered() {
-        warn(node, first, &format!("value `{}`", String::from_utf8_lossy(text)), found);
-    }
-    if let (Some(bare), Some(first)) = (&choices.bare, choices.patterns.any_value()) {
-        warn(bare, first, "the key without a value", found);
-    }
-}
-
-fn warn(node: &Node, first: &Node, what: &str, found: &mut Vec<Problem>) {
-    let is_exemption = node.rule.is_none() && node.below.keys.is_empty();
-    let so = if is_exemption { "so it exempts nobody" } else { "so it says nothing" };
-    found.push(Problem {
-        file: Arc::clone(&node.source.file),
-        place: node.source.place,
-        path: String::new(),
-        severity: Severity::Warning,
-        message: format!("{what} is never reached, {so}: the rule at {} matches first", first.source),
-    });
-}
 
 impl Scope<'_> {
     /// Warns of limits that admit nothing without saying so, and of those that deny nothing.
     pub(super) fn odd_limits(&self, rule: &Rule, path: &Path<'_>) {
-        let limits = || rule.limits.iter().filter_map(|limit| Some((limit, limit.allowance.limit()?)));
         for limit in rule.all_limits() {
             self.too_dear(rule, limit, path);
         }
-        for (index, (limit, wide)) in limits().enumerate() {
-            let tighter = limits().enumerate().find(|(other, (twin, tight))| {
-                // Those of one id have been told of. Of two that are alike, the first matters.
-                let is_other = twin.limit_id != limit.limit_id;
-                is_other && never_over(&wide, tight) && (*other < index || !never_over(tight, &wide))
-            });
-            if let Some((_, (tighter, _))) = tighter {
-                let message = format!(
-                    "limit `{}` can never be met: limit `{}` beside it always denies before",
-                    limit.limit_id, tighter.limit_id
-                );
-                self.problems.warning(limit.source.place, path, message);
+        for (limit, tighter) in never_met(rule.limits.iter()) {
+            let message = format!(
+                "limit `{}` can never be met: limit `{}` beside it always denies before",
+                limit.limit_id, tighter.limit_id
+            );
+            self.problems.warning(limit.source.place, path, message);
+        }
+        for tier in rule.by_tier.iter().flat_map(|by_tier| by_tier.tiers()) {
+            // Tiers may stand in another file than the rule.
+            let is_of_tier = |limit: &RuleLimit| tier.limits.iter().any(|other| other.id == limit.id);
+            for (limit, tighter) in never_met(rule.limits.iter().chain(&tier.limits)) {
+                if is_of_tier(limit) || is_of_tier(tighter) {
+                    let message = format!(
+                        "on tier `{}` limit `{}` ({}) can never be met: limit `{}` beside it always denies before",
+                        tier.name, limit.limit_id, limit.source, tighter.limit_id
+                    );
+                    self.problems.warning(rule.source.place, path, message);
+                }
             }
         }
         let unlimited = rule.limits.iter().find(|limit| limit.allowance == Allowance::Unlimited);
@@ -91,6 +54,20 @@ impl Scope<'_> {
             self.problems.warning(rule.source.place, path, message);
         }
     }
+}
+
+/// Of limits beside one another those that never deny, each with one that always denies before.
+fn never_met<'r>(limits: impl Iterator<Item = &'r RuleLimit> + Clone) -> Vec<(&'r RuleLimit, &'r RuleLimit)> {
+    let limits = || limits.clone().filter_map(|limit| Some((limit, limit.allowance.limit()?))).enumerate();
+    let never = limits().filter_map(|(index, (limit, wide))| {
+        let (_, (tighter, _)) = limits().find(|(other, (twin, tight))| {
+            // Those of one id have been told of. Of two that are alike, the first matters.
+            let is_other = twin.limit_id != limit.limit_id;
+            is_other && never_over(&wide, tight) && (*other < index || !never_over(tight, &wide))
+        })?;
+        Some((limit, tighter))
+    });
+    never.collect()
 }
 
 /// Whether a limit is never over where `tight` has to have room as well.

@@ -1,4 +1,4 @@
-//! What is said of files that are wrong or odd: each case with all that is said, place and way out included.
+//! What is said of files that are wrong: each case with all that is said, place and way out included.
 
 use super::*;
 
@@ -145,7 +145,7 @@ fn every_mistake_is_told_with_its_place_and_a_way_out() {
 }
 
 /// Checks what is said of a text, in whichever order.
-fn said_of(text: &str, expected: &[impl AsRef<str>]) {
+pub(super) fn said_of(text: &str, expected: &[impl AsRef<str>]) {
     let mut found = problems(text);
     let mut expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
     found.sort();
@@ -154,7 +154,7 @@ fn said_of(text: &str, expected: &[impl AsRef<str>]) {
 }
 
 /// Checks what is said of a descriptor, of which a `^` stands before each place that something is said of, in their order.
-fn said_of_descriptor(inner: &str, expected: &[&str]) {
+pub(super) fn said_of_descriptor(inner: &str, expected: &[&str]) {
     let mut column = "  - { ".len() + 1;
     let mut places = Vec::new();
     for c in inner.chars() {
@@ -520,81 +520,6 @@ fn mistakes_in_bodies_and_headers_are_told() {
         ),
     ] {
         said_of(&format!("domain: api\nheaders: {headers}\n"), &[said]);
-    }
-}
-
-#[test]
-fn rules_that_nothing_ever_reaches_are_warned_about() {
-    let first = |line: usize| format!("the rule at api.yaml:{line}:3 matches first");
-    let says = "is never reached, so it says nothing";
-    let exempts = "is never reached, so it exempts nobody";
-    let limited = "rate_limit: 1/day";
-    for (rules, said) in [
-        (
-            format!(
-                "- {{ key: a, value: 'x*', {limited} }}\n- {{ key: a, value: 'xy*z', {limited} }}\n- {{ key: a, value: 'y*', {limited} }}\n"
-            ),
-            vec![format!("4:3: warning: value `xy*z` {says}: {}", first(3))],
-        ),
-        (
-            format!(
-                "- {{ key: a, value: '*', {limited} }}\n- {{ key: a, value: '*b' }}\n- {{ key: a, {limited} }}\n"
-            ),
-            vec![
-                format!("4:3: warning: value `*b` {exempts}: {}", first(3)),
-                format!("5:3: warning: the key without a value {says}: {}", first(3)),
-            ],
-        ),
-        (
-            format!("- {{ key: a, values: [b, c] }}\n- {{ key: a, value: c, {limited} }}\n"),
-            vec![format!("3:3: warning: value `c` of this list {exempts}: {}", first(4))],
-        ),
-        (
-            format!("- {{ key: z, descriptors: [ {{ key: a, value: '**' }}, {{ key: a, {limited} }} ] }}\n"),
-            vec![format!(
-                "3:53: warning: the key without a value {says}: the rule at api.yaml:3:28 matches first"
-            )],
-        ),
-        // In this order both are reached, and so is what only a regular expression stands before.
-        (
-            format!("- {{ key: a, value: 'xy*', {limited} }}\n- {{ key: a, value: 'x*', {limited} }}\n"),
-            vec![],
-        ),
-        (
-            format!("- {{ key: a, regex: 'x.*', {limited} }}\n- {{ key: a, value: 'x*', {limited} }}\n"),
-            vec![],
-        ),
-    ] {
-        said_of(&format!("domain: api\ndescriptors:\n{rules}"), &said);
-    }
-}
-
-#[test]
-fn limits_that_never_matter_or_admit_nothing_are_warned_about() {
-    let never = |limit: &str, other: &str| {
-        format!(": warning: limit `{limit}` can never be met: limit `{other}` beside it always denies before")
-    };
-    for (inner, said) in [
-        ("key: a, rate_limits: [20/second, ^2000/minute]", vec![never("minute", "second")]),
-        ("key: a, rate_limits: [^{ unit: minute, requests_per_unit: 90, burst: 30 }, 1/second]", vec![never("minute", "second")]),
-        ("key: a, rate_limits: [1/second, ^{ unit: hour, requests_per_unit: 3800, algorithm: sliding_window }]", vec![never("hour", "second")]),
-        ("key: a, rate_limits: [20/second, 1000/15m]", vec![]),
-        ("key: a, rate_limits: [{ unit: second, requests_per_unit: 20, burst: 50 }, 45/2s]", vec![]),
-        ("key: a, rate_limits: [1/second, { unit: hour, requests_per_unit: 3600, algorithm: fixed_window }]", vec![]),
-        (
-            "key: a, cost: 10, rate_limit: ^{ unit: minute, requests_per_unit: 60, burst: 5 }",
-            vec![": warning: a hit costs 10 and at most 5 are there at once (limit `minute`): nothing is ever admitted".to_owned()],
-        ),
-        ("key: a, cost: 10, overdraft: true, rate_limit: 5/minute", vec![]),
-        ("key: a, cost: 10, rate_limit: 10/minute", vec![]),
-        ("key: a, cost: 10, rate_limit: 0/minute", vec![]),
-        (
-            "key: a, shadow_mode: true, rate_limit: ^unlimited",
-            vec![": warning: what is unlimited denies nothing anyway: `shadow_mode` and `quota_mode` say nothing here".to_owned()],
-        ),
-    ] {
-        let said: Vec<&str> = said.iter().map(String::as_str).collect();
-        said_of_descriptor(inner, &said);
     }
 }
 

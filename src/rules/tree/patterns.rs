@@ -3,6 +3,7 @@
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::Node;
+use super::language::Language;
 use super::wildcards::Wildcards;
 use crate::rules::rule::Source;
 
@@ -91,20 +92,36 @@ impl Patterns {
         matching.next().map(|expression| &expression.node).or(wildcard.map(|(_, node)| node))
     }
 
-    /// Wildcards that a wildcard before them always matches first: the text, its node, and the node of that one.
+    /// Patterns that a wildcard before them always matches first: the pattern, its node, and the node of that one.
     ///
     /// A wildcard that matches another one's text matches all that the other one does: only a `*` can stand for a `*`.
-    pub(in crate::rules) fn covered(&self) -> impl Iterator<Item = (&[u8], &Node, &Node)> {
-        self.wildcards.iter().enumerate().filter_map(|(place, (text, node))| {
+    pub(in crate::rules) fn covered(&self) -> impl Iterator<Item = (Pattern<'_>, &Node, &Node)> {
+        let wildcards = self.wildcards.iter().enumerate().filter_map(|(place, (text, node))| {
             let (first, covering) = self.wildcards.find(text)?;
-            (first < place).then_some((text, node, covering))
+            (first < place).then_some((Pattern::Wildcard(text), node, covering))
+        });
+        let regexes = self.regexes.iter().filter_map(|expression| {
+            let language = Language::of(&expression.text)?;
+            let mut before = self.wildcards.iter_with_ends().take(expression.after);
+            let covering = before.find_map(|(ends, node)| {
+                ends.is_some_and(|(prefix, suffix)| language.has_ends(prefix, suffix)).then_some(node)
+            });
+            Some((Pattern::Regex(&expression.text), &expression.node, covering?))
+        });
+        wildcards.chain(regexes)
+    }
+
+    /// Regular expressions that match a few values only, with those.
+    pub(in crate::rules) fn narrow(&self) -> impl Iterator<Item = (&str, &Node, Vec<Vec<u8>>)> {
+        self.regexes.iter().filter_map(|expression| {
+            let values = Language::of(&expression.text)?.values()?;
+            Some((&*expression.text, &expression.node, values))
         })
     }
 
     /// The wildcard that matches any value, if there is one.
     pub(in crate::rules) fn any_value(&self) -> Option<&Node> {
-        let any = |text: &[u8]| !text.is_empty() && text.iter().all(|byte| *byte == b'*');
-        self.wildcards.iter().find(|(text, _)| any(text)).map(|(_, node)| node)
+        self.wildcards.iter_with_ends().find(|(ends, _)| *ends == Some((b"", b""))).map(|(_, node)| node)
     }
 
     /// Makes ready to be searched what has been inserted.

@@ -1,5 +1,6 @@
 //! Address ranges of one key: the longest prefix that an address has, in one table lookup for each length there is.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -26,6 +27,28 @@ impl Range {
         let address = address.to_canonical();
         address.is_ipv4() == self.first.is_ipv4() && masked(address, self.length) == self.first
     }
+
+    /// The address, if there is only one in it.
+    pub(in crate::rules) fn address(self) -> Option<IpAddr> {
+        (self.length == length_of(self.first)).then_some(self.first)
+    }
+
+    /// The range of which this is one half, and the other half; none for all addresses.
+    fn whole_and_other_half(self) -> Option<(Self, Self)> {
+        let bit = length_of(self.first).checked_sub(self.length)?;
+        let other = match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits() ^ 1u32.checked_shl(bit.into())?).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits() ^ 1u128.checked_shl(bit.into())?).into(),
+        };
+        let whole = self.length.checked_sub(1)?;
+        let half = |first, length| Self { first, length };
+        Some((half(masked(self.first, whole), whole), half(other, self.length)))
+    }
+}
+
+/// Bits of an address.
+fn length_of(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Bits of an IPv6 address before a mapped IPv4 address begins.
@@ -39,7 +62,7 @@ impl FromStr for Range {
         let Ok(written) = address.parse::<IpAddr>() else {
             return Err("is no address range: write one such as 10.0.0.0/8, fd00::/8 or 192.0.2.7".into());
         };
-        let longest = if written.is_ipv4() { 32 } else { 128 };
+        let longest = length_of(written);
         let length = match length {
             None => longest,
             Some(length) => match length.parse::<u8>() {
@@ -131,6 +154,34 @@ impl Ranges {
             let range = Range { first: masked(address, *length), length: *length };
             Some((range, self.nodes.get(*self.by_range.get(&range)?)?))
         })
+    }
+
+    /// Ranges of which every address is in a longer one as well, each with its node and one node of either half.
+    pub(in crate::rules) fn covered(&self) -> Vec<(Range, &Node, [&Node; 2])> {
+        let mut covered = Vec::new();
+        if self.v4.len() < 2 && self.v6.len() < 2 {
+            return covered;
+        }
+        // What is written, and what follows from that, by length: two halves are as good as the whole.
+        let mut known: HashMap<Range, &Node> = self.iter().collect();
+        let mut by_length: BTreeMap<u8, Vec<Range>> = BTreeMap::new();
+        known.keys().for_each(|range| by_length.entry(range.length).or_default().push(*range));
+        while let Some((_, ranges)) = by_length.pop_last() {
+            for range in ranges {
+                let Some((whole, other)) = range.whole_and_other_half() else { continue };
+                // Of two halves the lower one asks.
+                let (true, Some(lower), Some(upper)) =
+                    (range.first < other.first, known.get(&range).copied(), known.get(&other).copied())
+                else {
+                    continue;
+                };
+                match known.insert(whole, lower) {
+                    Some(node) => covered.push((whole, node, [lower, upper])),
+                    None => by_length.entry(whole.length).or_default().push(whole),
+                }
+            }
+        }
+        covered
     }
 
     /// The ranges, in no order.

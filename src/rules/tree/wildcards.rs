@@ -185,6 +185,19 @@ impl Wildcards {
         self.patterns.iter().map(|(pattern, node)| (&*pattern.text, node))
     }
 
+    /// What stands before and behind the only `*` of each (as good as one are several in a row); nothing where there is more
+    /// to them.
+    pub(super) fn iter_with_ends(&self) -> impl Iterator<Item = (Option<(&[u8], &[u8])>, &Node)> {
+        self.patterns.iter().map(|(Pattern { text, middle }, node)| {
+            let ends = || {
+                let first = text.iter().position(|byte| *byte == b'*')?;
+                let last = text.iter().rposition(|byte| *byte == b'*')?;
+                Some((text.get(..first)?, text.get(last + 1..)?))
+            };
+            (if middle.is_empty() { ends() } else { None }, node)
+        })
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.patterns.len()
