@@ -13,8 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::app::{self, App, Stop};
-use crate::clock::Clock;
-use crate::rules::{self, LoadError, RuleSet};
+use crate::rules::{self, LoadError};
 use crate::serve::files;
 use crate::settings::{self, Settings};
 use crate::telemetry::logs::Logs;
@@ -23,6 +22,7 @@ mod check;
 mod descriptor;
 mod explain;
 mod hit;
+mod stores;
 
 /// A wrong command line or wrong rules, as sysexits.h has it.
 const EX_USAGE: u8 = 64;
@@ -71,12 +71,15 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match command {
         Command::Serve(settings) => serve(*settings),
         Command::Check(check) => check.run(),
-        Command::Explain(explain) => match load(explain.rules()) {
-            Ok(set) => match explain.run(set) {
-                Ok(text) => answer(&text),
-                Err(error) => fail(EX_USAGE, &error),
-            },
-            Err(code) => code,
+        Command::Explain(explain) => match explain.load() {
+            Ok(set) => {
+                set.warnings().iter().for_each(|warning| message(&warning.to_string()));
+                match explain.run(set) {
+                    Ok(text) => answer(&text),
+                    Err(error) => fail(EX_USAGE, &error),
+                }
+            }
+            Err(error) => refuse(&error),
         },
         Command::Schema => answer(&format!("{:#}\n", rules::schema().as_value())),
         Command::Hit(hit) => match runtime().and_then(|runtime| runtime.block_on(hit.run())) {
@@ -157,13 +160,6 @@ impl Signals {
         self.next().await;
         tracing::warn!("a second signal: stopping without waiting for calls");
     }
-}
-
-/// Loads rules, and prints what is wrong or odd about them.
-fn load(path: &std::path::Path) -> Result<RuleSet, ExitCode> {
-    let set = rules::load(path, Clock::system().now()).map_err(|error| refuse(&error))?;
-    set.warnings().iter().for_each(|warning| message(&warning.to_string()));
-    Ok(set)
 }
 
 /// Prints why rules cannot be used.

@@ -23,12 +23,13 @@ mod rule;
 mod schema;
 mod tier;
 mod tree;
+mod unit;
 mod watch;
 mod yaml;
 
 pub(crate) use explain::text;
 pub use explain::{Explanation, Step};
-pub use file::{HashTag, Unit};
+pub use file::HashTag;
 pub use files::ContentHash;
 pub use problem::{Place, Problem, Severity};
 pub use reply::{Denial, Header, HeaderStyle, Headers};
@@ -36,6 +37,7 @@ pub use rule::{Allowance, Rule, RuleLimit, Source};
 pub use schema::schema;
 pub use tier::{ByTier, OnTier, Subjects, Tier};
 pub use tree::{Domain, Entry, Range as AddressRange};
+pub use unit::Unit;
 pub use watch::{Following, InForce, Refused, Status, Watch};
 pub use yaml::Any;
 
@@ -120,7 +122,7 @@ impl RuleSet {
     /// Says so when a domain is to be in a store that is none of these.
     ///
     /// # Errors
-    /// [`LoadError::Rejected`] with every such domain.
+    /// [`LoadError::Rejected`] with every such domain, and with the warnings that there are.
     pub fn in_stores(self, known: &[String]) -> Result<Self, LoadError> {
         let told = self.domains.values().filter_map(|domain| domain.redis.as_ref());
         let unknown = told.filter(|(name, _)| !known.contains(name)).map(|(name, source)| {
@@ -138,8 +140,13 @@ impl RuleSet {
                 message: format!("no store in Redis is called `{}`; {hint}", problem::shorten(name)),
             }
         });
-        let unknown: Vec<Problem> = unknown.collect();
-        if unknown.is_empty() { Ok(self) } else { Err(LoadError::Rejected(unknown)) }
+        let mut problems: Vec<Problem> = unknown.collect();
+        if problems.is_empty() {
+            return Ok(self);
+        }
+        problems.extend(self.warnings);
+        problems.sort();
+        Err(LoadError::Rejected(problems))
     }
 
     /// Takes the place of `previous`: a limit that is the same as there is in force since then, not only since now, and

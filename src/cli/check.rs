@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::stores::Stores;
 use super::{EX_USAGE, answer, message};
 use crate::clock::Clock;
 use crate::rules::{self, LoadError, Problem, RuleSet, Severity};
@@ -24,6 +25,9 @@ pub(super) struct Check {
     /// Fail on warnings too
     #[arg(long, visible_alias = "strict")]
     deny_warnings: bool,
+
+    #[command(flatten)]
+    stores: Stores,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -41,6 +45,9 @@ enum Format {
 struct Report<'r> {
     /// Whether the check passes.
     ok: bool,
+    /// Whether the names of stores in Redis were checked.
+    #[serde(skip)]
+    stores_are_known: bool,
     path: String,
     /// The loaded set's, as the log and `/rules` of a server have it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +64,9 @@ struct Report<'r> {
 struct DomainReport<'r> {
     name: &'r str,
     limits: usize,
+    /// The store in Redis that it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'r str>,
 }
 
 #[derive(Serialize)]
@@ -79,7 +89,7 @@ struct PlaceReport {
 impl Check {
     /// Checks the rules and prints what was found. 0 when they pass, and 64 when they do not.
     pub(super) fn run(&self) -> ExitCode {
-        let loaded = rules::load(&self.rules, Clock::system().now());
+        let loaded = rules::load(&self.rules, Clock::system().now()).and_then(|set| self.stores.check(set));
         let path = self.rules.display().to_string();
         let reason = loaded.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let report = self.report(&path, &loaded, &reason);
@@ -128,9 +138,14 @@ impl Check {
                 message: reason,
             });
         }
-        let domain = |(name, domain): (&'r str, &rules::Domain)| DomainReport { name, limits: domain.len() };
+        let domain = |(name, domain): (&'r str, &'r rules::Domain)| DomainReport {
+            name,
+            limits: domain.len(),
+            redis: domain.redis(),
+        };
         Report {
             ok: set.is_some() && !(self.deny_warnings && warnings > 0),
+            stores_are_known: self.stores.are_known(),
             path: path.to_owned(),
             hash: set.and_then(RuleSet::hash).map(|hash| hash.to_string()),
             files: set.map(RuleSet::files),
@@ -153,8 +168,16 @@ impl Report<'_> {
         if let Some(hash) = &self.hash {
             _ = writeln!(text, "  hash {hash}");
         }
-        for DomainReport { name, limits } in &self.domains {
-            _ = writeln!(text, "  domain {name}: {}", plural(*limits, "limit"));
+        for DomainReport { name, limits, redis } in &self.domains {
+            _ = write!(text, "  domain {name}: {}", plural(*limits, "limit"));
+            _ = match redis {
+                None => writeln!(text),
+                Some(redis) if self.stores_are_known => writeln!(text, ", in the Redis `{redis}`"),
+                Some(redis) => writeln!(
+                    text,
+                    ", in the Redis `{redis}`, if the server has one of that name (--redis-store {redis} says so here)"
+                ),
+            };
         }
         let warnings = plural(self.warnings, "warning");
         _ = match (self.ok, self.errors, self.warnings) {

@@ -6,9 +6,14 @@ use std::sync::Arc;
 
 use super::descriptor::DescriptorArg;
 use super::hit;
+use super::stores::Stores;
 use crate::bucket::{Algorithm, Outcome, Retry};
+use crate::clock::Clock;
 use crate::decision::{Mode, OnRedisFailure, Verdict};
-use crate::rules::{Allowance, Domain, Entry, OnTier, Resolved, Rule, RuleLimit, RuleSet, text as text_of};
+use crate::rules::{
+    self, Allowance, Denial, Domain, Entry, LoadError, OnTier, Resolved, Rule, RuleLimit, RuleSet,
+    text as text_of,
+};
 use crate::service::trial::{Trial, on_unused_buckets};
 
 /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
@@ -27,15 +32,21 @@ pub(super) struct Explain {
     #[arg(long, value_name = "COUNT")]
     hits: Option<u64>,
 
+    #[command(flatten)]
+    stores: Stores,
+
     /// Descriptors of one request
     #[arg(value_name = "KEY=VALUE[,KEY=VALUE]...", required = true)]
     descriptors: Vec<DescriptorArg>,
 }
 
 impl Explain {
-    /// Where the rules are.
-    pub(super) fn rules(&self) -> &std::path::Path {
-        &self.rules
+    /// The rules that are asked about.
+    ///
+    /// # Errors
+    /// As [`rules::load`], and when they name a store that there is not.
+    pub(super) fn load(&self) -> Result<RuleSet, LoadError> {
+        rules::load(&self.rules, Clock::system().now()).and_then(|set| self.stores.check(set))
     }
 
     /// Tells by these rules what was asked for.
@@ -67,7 +78,9 @@ fn write_trial(
         1 => "1 hit on unused buckets".to_owned(),
         hits => format!("{hits} hits on unused buckets"),
     };
-    write!(text, "{hits}: {}", hit::text(descriptors, &trial.response))?;
+    let never = |verdict: &Verdict| verdict.outcome == Outcome::Over(Retry::Never);
+    let never = trial.limits.iter().flatten().any(|(_, verdict)| never(verdict));
+    write!(text, "{hits}: {}", hit::text(descriptors, &trial.response, never))?;
     for (descriptor, limits) in descriptors.iter().zip(&trial.limits).filter(|(_, limits)| limits.len() > 1) {
         writeln!(text, "  {descriptor}: of its limits")?;
         for (id, Verdict { outcome, remaining, .. }) in limits {
@@ -132,7 +145,7 @@ fn write_one(
         if resolved.is_replaced(limit) {
             writeln!(text, "  no limit: another descriptor's limit replaces `{}`", limit.name)?;
         } else {
-            write_limit(text, name, entries, rule, limit)?;
+            write_limit(text, name, domain, entries, rule, limit)?;
         }
     }
     if rule.enforce_percent < 100 {
@@ -153,7 +166,8 @@ fn write_one(
 
 fn write_limit(
     text: &mut String,
-    domain: &str,
+    name: &str,
+    domain: &Domain,
     entries: &[Entry<'_>],
     rule: &Rule,
     rule_limit: &RuleLimit,
@@ -181,7 +195,7 @@ fn write_limit(
     let overdraft = if rule.overdraft { ", charged after the fact: lands as debt if need be" } else { "" };
     writeln!(text, "{mode}{overdraft} ({})", rule_limit.source)?;
 
-    write!(text, "  bucket: domain `{domain}`")?;
+    write!(text, "  bucket: domain `{name}`")?;
     for (Entry { key, value }, shared) in entries.iter().zip(&rule.shared) {
         let (value, note) = match shared {
             Some(pattern) => (&pattern[..], " shared by all that match"),
@@ -189,5 +203,15 @@ fn write_limit(
         };
         write!(text, ", {}={}{note}", text_of(key), text_of(value))?;
     }
-    writeln!(text, ", limit `{}`", rule_limit.limit_id)
+    write!(text, ", limit `{}`", rule_limit.limit_id)?;
+    if let Some(store) = domain.redis() {
+        write!(text, ", in the Redis `{store}`")?;
+    }
+    writeln!(text)?;
+    match rule_limit.denial.as_deref() {
+        Some(Denial { content_type, body }) => {
+            writeln!(text, "  who is denied gets: {} ({content_type})", text_of(body))
+        }
+        None => Ok(()),
+    }
 }

@@ -13,6 +13,7 @@ use crate::proto::{
     Code, DESCRIPTOR_SET, DescriptorStatus, Entry, RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
     RateLimitServiceClient, Unit,
 };
+use crate::rules::text as text_of;
 
 /// Ask a running server about one request, and charge it
 #[derive(Debug, clap::Args)]
@@ -92,7 +93,13 @@ impl Hit {
         let response = answer.map_err(|status| {
             format!("{} answers {:?}: {}", self.target.name, status.code(), status.message())
         })?;
-        if self.json { json(response.get_ref()) } else { Ok(text(&self.descriptors, response.get_ref())) }
+        let response = response.get_ref();
+        if self.json {
+            return json(response);
+        }
+        // A denial that waiting cures says how long; without that, something was asked that never fits.
+        let never = !response.response_headers_to_add.iter().any(|header| header.key == "retry-after");
+        Ok(text(&self.descriptors, response, never))
     }
 
     /// Whom to trust, and what to show.
@@ -137,17 +144,18 @@ pub(super) fn request(
     }
 }
 
-/// An answer, for people.
-pub(super) fn text(descriptors: &[DescriptorArg], response: &RateLimitResponse) -> String {
+/// An answer, for people. `never` says of a denial whether no waiting cures it.
+pub(super) fn text(descriptors: &[DescriptorArg], response: &RateLimitResponse, never: bool) -> String {
     let mut text = format!("{}\n", code(response.overall_code));
-    // A denial that waiting cures says how long; without that, something was asked that never fits.
-    let never = !response.response_headers_to_add.iter().any(|header| header.key == "retry-after");
     for (descriptor, status) in descriptors.iter().zip(&response.statuses) {
         // Writing to a String does not fail.
         _ = writeln!(text, "  {descriptor}: {}", describe(status, never));
     }
     for header in &response.response_headers_to_add {
         _ = writeln!(text, "  {}: {}", header.key, header.value);
+    }
+    if !response.raw_body.is_empty() {
+        _ = writeln!(text, "  body: {}", text_of(&response.raw_body));
     }
     text
 }

@@ -126,6 +126,9 @@ impl Problems {
     }
 }
 
+/// What is longer is no misspelt word.
+pub(super) const LONGEST_WORD: usize = 64;
+
 /// So much of a text as a message can bear, in printable characters.
 pub(super) fn shorten(text: &str) -> String {
     const LONGEST: usize = 60;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::file::Unit;
 use super::problem::Place;
 use super::reply::Denial;
 use super::tier::{ByTier, OnTier};
 use super::tree::Entry;
+use super::unit::Unit;
 use super::yaml::Any;
 use crate::bucket::{Hits, Limit};
 use crate::clock::Micros;

@@ -10,8 +10,9 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::file::{Algorithm, File, HashTag, OneOrMany, SUFFIXES, Share, Unit};
+use super::file::{Algorithm, File, HashTag, OneOrMany, Share};
 use super::reply::{HeaderStyle, STYLES};
+use super::unit::{SUFFIXES, Unit};
 use super::yaml::{Any, Field};
 use crate::decision::OnRedisFailure;
 

@@ -14,10 +14,13 @@ use granit_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::problem::{Path, Place, Problems, shorten};
 
+mod any;
+mod field;
 mod read;
 
-pub use read::Any;
-pub(super) use read::{Field, FromText, parse_whole, read, text_or};
+pub use any::Any;
+pub(super) use field::{Field, FromText, text_or};
+pub(super) use read::{parse_whole, read};
 
 /// Levels of lists and maps in one another. A level of descriptors is two.
 const MAX_DEPTH: usize = 128;

@@ -199,6 +199,55 @@ fn check_answers_in_json_with_everything_that_is_wrong() {
 }
 
 #[test]
+fn check_and_explain_know_the_stores_in_redis_that_they_are_told() {
+    let directory = rules(RULES);
+    let apart = "domain: web\nredis: apart\ndescriptors:\n  - { key: a, shadow_mode: true }\n  - { key: b, rate_limit: 1/day }\n";
+    fs::write(directory.path().join("web.yaml"), apart).unwrap();
+    let path = directory.path().to_str().unwrap();
+    let check = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let (code, printed, error) = run(&[&["check", path], arguments].concat(), environment);
+        (code, printed.lines().find(|line| line.contains("domain web")).unwrap_or_default().to_owned(), error)
+    };
+    let (code, line, _) = check(&[], &[]);
+    let unchecked = "  domain web: 1 limit, in the Redis `apart`, if the server has one of that name (--redis-store apart says so here)";
+    assert_eq!((code, line.as_str()), (0, unchecked));
+    for arguments in [
+        &["--redis-store", "fast", "--redis-store", "apart"][..],
+        &["--redis-store", "apart=redis://:secret@nowhere"],
+    ] {
+        let (code, line, _) = check(arguments, &[]);
+        assert_eq!((code, line.as_str()), (0, "  domain web: 1 limit, in the Redis `apart`"));
+    }
+    // As the server has it; and what is odd is told beside what is wrong.
+    let (code, _, error) =
+        check(&[], &[("WEIR_REDIS_STORE", "aparte=redis://:secret@nowhere fast=redis://x")]);
+    assert_eq!(code, 64);
+    for said in [
+        "web.yaml:2:8 redis: no store in Redis is called `apart`; did you mean `aparte`?",
+        "descriptors[0].shadow_mode: warning: says nothing",
+        "weir: 1 error in the rule files",
+    ] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
+    assert!(!error.contains("secret"), "{error}");
+
+    let explain = |arguments: &[&str]| {
+        run(&[&["explain", "--rules", path, "--domain", "web", "b=c"], arguments].concat(), &[])
+    };
+    let (code, printed, _) = explain(&[]);
+    assert!(
+        code == 0 && printed.contains("  bucket: domain `web`, b=c, limit `day`, in the Redis `apart`\n"),
+        "{printed}"
+    );
+    let (code, _, error) = explain(&["--redis-store", "fast"]);
+    assert!(code == 64 && error.contains("no store in Redis is called `apart`; there are `fast`"), "{error}");
+
+    let (_, printed, _) = run(&["check", "--format", "json", path], &[]);
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(report["domains"][1], serde_json::json!({ "name": "web", "limits": 1, "redis": "apart" }));
+}
+
+#[test]
 fn check_tells_github_what_is_wrong_beside_the_line() {
     let directory = odd_rules();
     fs::write(directory.path().join("a,b.yaml"), "domain: x\ndescriptors:\n  - { key: '100%*' }\n").unwrap();
@@ -380,6 +429,46 @@ descriptors:
 
     let (code, _, error) = run(&["explain", "--rules", path, "--domain", "api", "--hits", "1", "=b"], &[]);
     assert_eq!(code, 64, "{error}");
+}
+
+#[test]
+fn explain_shows_headers_and_bodies_as_the_client_gets_them() {
+    let directory = rules(
+        "
+domain: api
+headers: { style: draft, retry_after: X-Wait }
+descriptors:
+  - { key: slow, rate_limit: 6/minute, message: Not so fast. }
+  - { key: never, rate_limit: 0/minute }
+",
+    );
+    let path = directory.path().to_str().unwrap();
+    let explain = |descriptors: &[&str]| {
+        let arguments = ["explain", "--rules", path, "--domain", "api", "--hits", "7"];
+        let (code, printed, error) = run(&[&arguments[..], descriptors].concat(), &[]);
+        assert_eq!((code, error.as_str()), (0, ""));
+        printed.replace(path, "")
+    };
+    assert_eq!(
+        explain(&["slow=a", "never=b"]),
+        "slow=a
+  slow=a: matches `slow` with any value (/rules.yaml:5:5)
+  limit: 6 per minute, 6 at once (/rules.yaml:5:30)
+  bucket: domain `api`, slow=a, limit `minute`
+  who is denied gets: Not so fast. (text/plain; charset=utf-8)
+never=b
+  never=b: matches `never` with any value (/rules.yaml:6:5)
+  limit: 0 per minute: nothing is admitted (/rules.yaml:6:31)
+  bucket: domain `api`, never=b, limit `minute`
+7 hits on unused buckets: OVER_LIMIT
+  slow=a: OVER_LIMIT, 6 per minute, 6 left, does not fit, or another descriptor never will
+  never=b: OVER_LIMIT, 0 per minute, 0 left, does not fit, or another descriptor never will
+  ratelimit-policy: \"minute\";q=0;w=60
+  ratelimit: \"minute\";r=0;t=60
+  content-type: text/plain; charset=utf-8
+  body: Not so fast.
+"
+    );
 }
 
 #[test]

@@ -80,8 +80,17 @@ impl Example {
 /// How long the denied are told to wait, in seconds.
 fn wait(answer: &RateLimitResponse) -> i64 {
     assert_eq!(answer.overall_code(), Code::OverLimit);
-    let retry = answer.response_headers_to_add.iter().find(|header| header.key == "retry-after");
-    retry.expect("a denial says when to come back").value.parse().unwrap()
+    header(answer, "retry-after").expect("a denial says when to come back").parse().unwrap()
+}
+
+/// What the denied get, and as what.
+fn body(answer: &RateLimitResponse) -> (String, Option<&str>) {
+    (String::from_utf8(answer.raw_body.clone()).unwrap(), header(answer, "content-type"))
+}
+
+fn header<'a>(answer: &'a RateLimitResponse, name: &str) -> Option<&'a str> {
+    let found = answer.response_headers_to_add.iter().find(|header| header.key == name);
+    found.map(|header| header.value.as_str())
 }
 
 fn without_redis(set: &RuleSet, domain: &str, descriptor: &[(&str, &str)]) -> Option<OnRedisFailure> {
@@ -101,8 +110,11 @@ async fn login_is_strict_for_each_address_and_each_account() {
     let ann = mallory("ann");
     let ann: Vec<&str> = ann.iter().map(String::as_str).collect();
     assert_eq!(login.admitted(10, &ann).await, 5);
-    let denied = wait(&login.ask(&ann).await);
-    assert!((1..=QUARTER * 9 / 8).contains(&denied), "{denied}");
+    let denied = login.ask(&ann).await;
+    assert!((1..=QUARTER * 9 / 8).contains(&wait(&denied)), "{denied:?}");
+    let text = Some("text/plain; charset=utf-8");
+    let said = "Too many attempts for this account. Try again in a few minutes, or set a new password.";
+    assert_eq!(body(&denied), (said.into(), text));
     // The account is shut from other addresses too, and its owner's address has paid nothing for that.
     assert!(!login.passes(&["login_address=192.0.2.1", "login_account=ann"]).await);
     assert_eq!(login.left("login_address=192.0.2.1").await, 20);
@@ -114,6 +126,8 @@ async fn login_is_strict_for_each_address_and_each_account() {
         tries += usize::from(login.passes(&other).await);
     }
     assert_eq!(tries, 15);
+    let denied = login.ask(&["login_address=192.0.2.66"]).await;
+    assert!(body(&denied).0.starts_with("Too many attempts from your network."), "{denied:?}");
     assert_eq!((login.left("login_account=0").await, login.left("login_account=39").await), (4, 5));
     // The office shares its own, larger limit.
     for address in ["198.51.100.3", "198.51.100.9"] {
@@ -127,6 +141,19 @@ async fn login_is_strict_for_each_address_and_each_account() {
 #[tokio::test]
 async fn users_of_the_public_api_have_what_their_tier_says() {
     let mut api = Example::start("public-api", "public-api.yaml").await;
+    // All see what they have; of four fifths of it they are told.
+    let answer = api.ask(&["user_id=ivy*47"]).await;
+    let told = ["x-ratelimit-limit", "x-ratelimit-remaining"].map(|name| header(&answer, name));
+    assert_eq!((told, header(&answer, "x-ratelimit-warning")), ([Some("60"), Some("13")], None));
+    let answer = api.ask(&["user_id=ivy*5"]).await;
+    let warning = header(&answer, "x-ratelimit-warning").unwrap_or_default();
+    assert!(warning.starts_with("\"requests\";r="), "{answer:?}");
+    let json = Some("application/json");
+    let denied = api.ask(&["user_id=ivy*50"]).await;
+    assert_eq!(body(&denied), (r#"{"error":"rate_limited","message":"Too many requests."}"#.into(), json));
+    let denied = api.ask(&["remote_address=192.0.2.8*11"]).await;
+    assert_eq!(body(&denied), (r#"{"error":"rate_limited","message":"Log in for more."}"#.into(), json));
+
     // Some come back meanwhile.
     for (user, burst, most) in [("ann", 60, 120), ("zen", 100, 1_000)] {
         let passed = api.admitted(most, &[&format!("user_id={user}")]).await;
@@ -189,6 +216,7 @@ async fn secrets_have_a_limit_for_all_and_one_for_each_kind_in_15_minutes_for_ea
         assert_eq!(secrets.admitted(50, &request).await, limit, "{kind}");
         let answer = secrets.ask(&request).await;
         assert!((1..=QUARTER * 9 / 8).contains(&wait(&answer)), "{kind}: {answer:?}");
+        assert_eq!(body(&answer).0.starts_with("Too many wrong passphrases."), kind == "submit");
         general += limit;
     }
     // What was denied cost nothing of the hundred.
@@ -221,8 +249,18 @@ async fn a_users_requests_tokens_and_credits_are_limited_at_the_llm_gateway() {
     assert!(llm.passes(&["tokens=small,user_id=ann*0"]).await);
     assert!(llm.passes(&["tokens=large,user_id=bob*0"]).await);
 
+    let spent = llm.ask(&["credits=spend,user_id=eve*890"]).await;
+    assert_eq!(header(&spent, "x-ratelimit-warning"), None);
+    let spent = llm.ask(&["credits=spend,user_id=eve*10"]).await;
+    assert!(
+        header(&spent, "x-ratelimit-warning")
+            .is_some_and(|warning| warning.starts_with("\"credits\";r=100;t="))
+    );
+
     assert_eq!(llm.admitted(200, &["credits=spend,user_id=ann*10"]).await, 98);
-    let midnight = wait(&llm.ask(&["credits=spend,user_id=ann*10"]).await);
+    let denied = llm.ask(&["credits=spend,user_id=ann*10"]).await;
+    assert_eq!(body(&denied).0, "Today's credits are spent. New ones come at midnight UTC.");
+    let midnight = wait(&denied);
     assert!((1..=86_400).contains(&midnight), "{midnight}");
 }
 

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tonic::transport::Channel;
 use weir::proto::{Code, RateLimitServiceClient};
 
@@ -121,93 +122,221 @@ fn run(directory: &Path, command: &str) {
     assert!(status.success(), "{command}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_replaced_in_every_way_under_load_fail_no_call_and_decide_none_wrongly() {
-    let directory = tempfile::tempdir().unwrap();
+/// A directory of rules, where it is.
+struct Place {
+    root: PathBuf,
+    rules: PathBuf,
+    api: PathBuf,
+}
+
+impl Place {
+    fn beside(&self, text: &str) {
+        fs::write(self.root.join("new"), text).unwrap();
+    }
+}
+
+type Way = fn(&Place, &str);
+
+/// Ways of putting another file in the place of one.
+const WAYS: [(&str, Way); 10] = [
+    ("mv", |place, text| {
+        place.beside(text);
+        run(&place.root, "mv new rules/api.yaml");
+    }),
+    ("cp", |place, text| {
+        place.beside(text);
+        run(&place.root, "cp new rules/api.yaml");
+    }),
+    ("sed -i", |place, text| {
+        let (_, limit) = text.split_once("requests_per_unit: ").unwrap();
+        let limit = limit.split(' ').next().unwrap();
+        let replace = format!("/changing/s/requests_per_unit: [0-9]*/requests_per_unit: {limit}/");
+        run(&place.root, &format!("sed -i '{replace}' rules/api.yaml"));
+    }),
+    ("an editor that puts the old file away and writes a new one", |Place { rules, api, .. }, text| {
+        fs::write(rules.join(".api.yaml.swp"), "b0VIM 9.1").unwrap();
+        fs::rename(api, rules.join("api.yaml~")).unwrap();
+        fs::write(api, text).unwrap();
+        fs::remove_file(rules.join("api.yaml~")).unwrap();
+        fs::remove_file(rules.join(".api.yaml.swp")).unwrap();
+    }),
+    ("an editor that takes its time between", |Place { rules, api, .. }, text| {
+        fs::rename(api, rules.join("api.yaml.bak")).unwrap();
+        thread::sleep(Duration::from_secs(1));
+        fs::write(api, text).unwrap();
+    }),
+    ("rsync: a hidden file, renamed", |Place { rules, api, .. }, text| {
+        fs::write(rules.join(".api.yaml.hQ3x2"), text).unwrap();
+        fs::rename(rules.join(".api.yaml.hQ3x2"), api).unwrap();
+    }),
+    ("rsync --inplace", |Place { api, .. }, text| {
+        let file = File::options().write(true).open(api).unwrap();
+        (&file).write_all(text.as_bytes()).unwrap();
+        file.set_len(text.len() as u64).unwrap();
+    }),
+    ("a directory below, that is made and filled", |Place { rules, api, .. }, text| {
+        fs::remove_file(api).unwrap();
+        fs::create_dir_all(rules.join("below")).unwrap();
+        fs::write(rules.join("below/api.yaml"), text).unwrap();
+    }),
+    ("and back", |Place { rules, api, .. }, text| {
+        fs::remove_dir_all(rules.join("below")).unwrap();
+        fs::write(api, text).unwrap();
+    }),
+    ("a directory that is deleted and made again", |Place { root, api, .. }, text| {
+        run(root, "rm -r rules; mkdir rules");
+        fs::write(api, text).unwrap();
+    }),
+];
+
+/// Ways of putting another directory in the place of one.
+const WAYS_OF_DIRECTORIES: [(&str, Way); 4] = [
+    ("another directory in its place", |Place { root, .. }, text| {
+        run(root, "mkdir next");
+        fs::write(root.join("next/api.yaml"), text).unwrap();
+        run(root, "mv rules last; mv next rules");
+    }),
+    ("a link in its place", |place, text| switch_link(place, "one", text)),
+    ("a link that is switched", |place, text| switch_link(place, "two", text)),
+    ("a link that is switched again", |place, text| switch_link(place, "three", text)),
+];
+
+fn switch_link(Place { root, .. }: &Place, release: &str, text: &str) {
+    run(root, &format!("mkdir {release}; test -L rules || rm -r rules"));
+    fs::write(root.join(release).join("api.yaml"), text).unwrap();
+    run(root, &format!("ln -s {release} link; mv -T link rules"));
+}
+
+fn place(directory: &TempDir) -> Place {
     let root = directory.path().to_owned();
     let rules = root.join("rules");
     fs::create_dir(&rules).unwrap();
-    fs::write(rules.join("api.yaml"), text(1)).unwrap();
-    under_load(&rules.clone(), &[], move |weir, versions| {
-        let api = rules.join("api.yaml");
-        let next = |way: &str, change: &dyn Fn(&str)| replace(weir, versions, way, |text| change(text));
-        let beside = |text: &str| fs::write(root.join("new"), text).unwrap();
+    let api = rules.join("api.yaml");
+    fs::write(&api, text(1)).unwrap();
+    Place { root, rules, api }
+}
 
-        next("mv", &|text| {
-            beside(text);
-            run(&root, "mv new rules/api.yaml");
-        });
-        next("cp", &|text| {
-            beside(text);
-            run(&root, "cp new rules/api.yaml");
-        });
-        next("sed -i", &|text| {
-            let (_, limit) = text.split_once("requests_per_unit: ").unwrap();
-            let limit = limit.split(' ').next().unwrap();
-            run(&root, &format!("sed -i '/changing/s/requests_per_unit: [0-9]*/requests_per_unit: {limit}/' rules/api.yaml"));
-        });
-        next("an editor that puts the old file away and writes a new one", &|text| {
-            fs::write(rules.join(".api.yaml.swp"), "b0VIM 9.1").unwrap();
-            fs::rename(&api, rules.join("api.yaml~")).unwrap();
-            fs::write(&api, text).unwrap();
-            fs::remove_file(rules.join("api.yaml~")).unwrap();
-            fs::remove_file(rules.join(".api.yaml.swp")).unwrap();
-        });
-        next("an editor that takes its time between", &|text| {
-            fs::rename(&api, rules.join("api.yaml.bak")).unwrap();
-            thread::sleep(Duration::from_secs(1));
-            fs::write(&api, text).unwrap();
-        });
-        next("rsync: a hidden file, renamed", &|text| {
-            fs::write(rules.join(".api.yaml.hQ3x2"), text).unwrap();
-            fs::rename(rules.join(".api.yaml.hQ3x2"), &api).unwrap();
-        });
-        next("rsync --inplace", &|text| {
-            let file = File::options().write(true).open(&api).unwrap();
-            (&file).write_all(text.as_bytes()).unwrap();
-            file.set_len(text.len() as u64).unwrap();
-        });
-        next("a slow copy whose beginning is valid", &|text| {
-            let mut file = File::create(&api).unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_replaced_in_every_way_under_load_fail_no_call_and_decide_none_wrongly() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(&directory);
+    under_load(&place.rules.clone(), &[], move |weir, versions| {
+        let Place { rules, api, .. } = &place;
+        for (way, change) in WAYS {
+            replace(weir, versions, way, |text| change(&place, text));
+        }
+        replace(weir, versions, "a slow copy whose beginning is valid", |text| {
+            let mut file = File::create(api).unwrap();
             file.write_all(b"domain: api\n").unwrap();
             thread::sleep(Duration::from_secs(1));
             file.write_all(text.strip_prefix("domain: api\n").unwrap().as_bytes()).unwrap();
         });
-        next("SIGHUP", &|text| {
-            fs::write(&api, text).unwrap();
+        replace(weir, versions, "SIGHUP", |text| {
+            fs::write(api, text).unwrap();
             weir.hang_up();
         });
         assert_eq!(weir.logged("refused"), 0);
 
-        fs::write(&api, "domain: api\ndescriptors: [ { key: '' }, { kye: a } ]\n").unwrap();
+        fs::write(api, "domain: api\ndescriptors: [ { key: '' }, { kye: a } ]\n").unwrap();
         weir.await_log("rules refused; those loaded before stay in force", 1);
-        assert_eq!(weir.logged("the key is empty") + weir.logged("did you mean `key`?"), 2, "every mistake is told");
-        next("what is good again", &|text| fs::write(&api, text).unwrap());
+        assert_eq!(
+            weir.logged("the key is empty") + weir.logged("did you mean `key`?"),
+            2,
+            "every mistake is told"
+        );
+        replace(weir, versions, "what is good again", |text| fs::write(api, text).unwrap());
         assert_eq!(weir.logged("refused;"), 1);
 
-        next("a directory that is deleted and made again", &|text| {
-            run(&root, "rm -r rules; mkdir rules");
-            fs::write(&api, text).unwrap();
-        });
-        fs::remove_dir_all(&rules).unwrap();
+        fs::remove_dir_all(rules).unwrap();
         weir.await_log("refused;", 2);
-        next("a directory that comes back", &|text| {
-            fs::create_dir(&rules).unwrap();
-            fs::write(&api, text).unwrap();
+        replace(weir, versions, "a directory that comes back", |text| {
+            fs::create_dir(rules).unwrap();
+            fs::write(api, text).unwrap();
         });
-        next("another directory in its place", &|text| {
-            run(&root, "mkdir next");
-            fs::write(root.join("next/api.yaml"), text).unwrap();
-            run(&root, "mv rules last; mv next rules");
-        });
-        for release in ["one", "two", "three"] {
-            next("a link in its place, that is switched", &|text| {
-                run(&root, &format!("mkdir {release}; test -L rules || rm -r rules"));
-                fs::write(root.join(release).join("api.yaml"), text).unwrap();
-                run(&root, &format!("ln -s {release} link; mv -T link rules"));
-            });
+        for (way, change) in WAYS_OF_DIRECTORIES {
+            replace(weir, versions, way, |text| change(&place, text));
         }
         assert_eq!(weir.logged("refused;"), 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_nobody_tells_of_changes_files_are_replaced_under_load_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(&directory);
+    let looks = ["--rules-events=false", "--rules-poll", "200ms"];
+    under_load(&place.rules.clone(), &looks, move |weir, versions| {
+        for (way, change) in WAYS.iter().chain(&WAYS_OF_DIRECTORIES) {
+            replace(weir, versions, way, |text| change(&place, text));
+        }
+        assert_eq!(weir.logged("refused"), 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_has_files_looked_at_that_nobody_tells_of() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(&directory);
+    let seldom = ["--rules-events=false", "--rules-poll", "10s"];
+    under_load(&place.rules.clone(), &seldom, move |weir, versions| {
+        let start = weir::clock::instant();
+        for _ in 0..4 {
+            replace(weir, versions, "SIGHUP", |text| {
+                fs::write(&place.api, text).unwrap();
+                weir.hang_up();
+            });
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "by looks alone it takes 40");
+    })
+    .await;
+}
+
+/// The same with so many more that they take a while to be read.
+fn with_many_rules(text: &str) -> String {
+    let mut text = text.to_owned();
+    (0..30_000)
+        .for_each(|n| text.push_str(&format!("  - {{ key: user, value: u{n}, rate_limit: 5/minute }}\n")));
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_answered_while_tens_of_thousands_of_rules_are_read_and_put_in_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(&directory);
+    fs::write(&place.api, with_many_rules(&text(1))).unwrap();
+    let longest = Arc::new(Mutex::new(Duration::ZERO));
+    let watched = Arc::clone(&longest);
+    let rules = place.rules.clone();
+    under_load(&rules, &[], move |weir, versions| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (url, stopped) = (format!("http://{}", weir.grpc()), Arc::clone(&stop));
+        let timed = thread::spawn(move || {
+            runtime.block_on(async move {
+                let mut client = RateLimitServiceClient::connect(url).await.unwrap();
+                while !stopped.load(Ordering::SeqCst) {
+                    let start = weir::clock::instant();
+                    client.should_rate_limit(request("api", &[("open", b"")])).await.unwrap();
+                    let mut longest = watched.lock().unwrap();
+                    *longest = start.elapsed().max(*longest);
+                }
+            });
+        });
+        let mut loads = Duration::ZERO;
+        for _ in 0..3 {
+            let start = weir::clock::instant();
+            replace(weir, versions, "many rules", |text| {
+                fs::write(&place.api, with_many_rules(text)).unwrap();
+            });
+            loads += start.elapsed();
+        }
+        stop.store(true, Ordering::SeqCst);
+        timed.join().unwrap();
+        let longest = *longest.lock().unwrap();
+        // Half of what one of the three took.
+        assert!(longest < loads / 6, "{longest:?} for one call while three loads took {loads:?}");
     })
     .await;
 }

@@ -1,13 +1,17 @@
 //! What clients are told, through a real Envoy: bodies, headers, warnings, what its access log says, and charges that come
-//! when an answer has ended.
+//! when an answer has ended. And who says so: Redis, this process by itself, or its memory of what Redis said.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
+use prost_types::value::Kind;
 use tempfile::TempDir;
+use tonic::transport::Channel;
+use weir::proto::{Code, RateLimitResponse, RateLimitServiceClient};
 
 use crate::support::envoy::{Envoy, Response, get, post};
-use crate::support::server::rules;
+use crate::support::redis::{RedisServer, await_that};
+use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
 /// `envoy/envoy.yaml` in front of a weir with this file, for as long as what comes second.
@@ -143,4 +147,120 @@ fn what_an_answer_took_is_charged_at_its_end_and_the_access_log_says_what_was_de
         denied,
         "429 rule=llm.tokens_large.user_id limit=20000/minute remaining=0 over=true warning=false source=local"
     );
+}
+
+/// What is said of a request of so many hits of one key.
+struct Said {
+    denied: bool,
+    left: u32,
+    body: String,
+    headers: Vec<(String, String)>,
+    /// By the dynamic metadata.
+    source: String,
+    warning: bool,
+}
+
+impl Said {
+    fn of(response: RateLimitResponse) -> Self {
+        let metadata = response.dynamic_metadata.clone().unwrap_or_default().fields;
+        let kind = |key: &str| metadata.get(key).and_then(|value| value.kind.clone());
+        assert_eq!(kind("rule"), Some(Kind::StringValue("api.user".into())), "{response:?}");
+        assert_eq!(kind("limit"), Some(Kind::StringValue("4/day".into())));
+        let left = response.statuses[0].limit_remaining;
+        assert_eq!(kind("remaining"), Some(Kind::NumberValue(left.into())));
+        let denied = response.overall_code() == Code::OverLimit;
+        assert_eq!(kind("over"), Some(Kind::BoolValue(denied)));
+        let Some(Kind::StringValue(source)) = kind("source") else { panic!("{response:?}") };
+        let headers = response.response_headers_to_add.into_iter();
+        Self {
+            denied,
+            left,
+            body: String::from_utf8(response.raw_body).unwrap(),
+            headers: headers.map(|header| (header.key, header.value)).collect(),
+            source,
+            warning: kind("warning") == Some(Kind::BoolValue(true)),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+async fn say(client: &mut RateLimitServiceClient<Channel>, user: &str, hits: u64) -> Said {
+    let mut asked = request("api", &[("user", user.as_bytes())]);
+    asked.descriptors[0].hits_addend = Some(hits);
+    Said::of(client.should_rate_limit(asked).await.unwrap().into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_the_same_by_redis_by_what_is_remembered_of_it_and_without_it() {
+    let mut redis = RedisServer::start();
+    let directory = rules(
+        "
+domain: api
+headers: draft
+descriptors:
+  - { key: user, warn_at: 0.5, message: Come back tomorrow., rate_limit: 4/day }
+",
+    );
+    let (path, url) = (directory.path().to_str().unwrap(), redis.url());
+    let arguments = [
+        "--grpc",
+        "127.0.0.1:0",
+        "--redis",
+        &url,
+        "--redis-timeout",
+        "2s",
+        "--dynamic-metadata",
+        "--rules",
+        path,
+    ];
+    let weir = Weir::start_with(arguments.map(OsStr::new));
+    weir.await_log("connected", 2);
+    let mut client = RateLimitServiceClient::connect(format!("http://{}", weir.grpc())).await.unwrap();
+
+    let policy = Some("\"day\";q=4;w=86400");
+    let check = |said: &Said, source: &str, left: u32| {
+        assert_eq!((said.source.as_str(), said.left), (source, left));
+        assert_eq!(said.header("ratelimit-policy"), policy);
+        let state = said.header("ratelimit").unwrap();
+        assert!(state.starts_with(&format!("\"day\";r={left};t=")), "{state}");
+        let warned = !said.denied && left <= 2;
+        assert_eq!((said.warning, said.header("x-ratelimit-warning").is_some()), (warned, warned));
+        let wait = said.header("retry-after").map(|wait| wait.parse::<u32>().unwrap());
+        assert_eq!(wait.is_some(), said.denied);
+        assert!(wait.is_none_or(|wait| (21_500..=21_600).contains(&wait)), "{wait:?}");
+        let body =
+            if said.denied { ("Come back tomorrow.", Some("text/plain; charset=utf-8")) } else { ("", None) };
+        assert_eq!((said.body.as_str(), said.header("content-type")), body);
+    };
+
+    check(&say(&mut client, "ann", 1).await, "redis", 3);
+    check(&say(&mut client, "ann", 3).await, "redis", 0);
+    let denied = say(&mut client, "ann", 1).await;
+    assert!(denied.denied);
+    check(&denied, "redis", 0);
+    // For a second it is not asked again. Should the test have been away for longer, it is, and then remembered anew.
+    let mut remembered = say(&mut client, "ann", 1).await;
+    while remembered.source != "remembered" {
+        assert!(remembered.denied);
+        remembered = say(&mut client, "ann", 1).await;
+    }
+    check(&remembered, "remembered", 0);
+
+    redis.kill();
+    await_that("what is decided without Redis says so", || {
+        tokio::task::block_in_place(|| {
+            let said = tokio::runtime::Handle::current().block_on(say(&mut client, "bob", 0));
+            said.source == "local"
+        })
+    });
+    for left in [3, 2, 1, 0] {
+        check(&say(&mut client, "bob", 1).await, "local", left);
+    }
+    let denied = say(&mut client, "bob", 1).await;
+    assert!(denied.denied);
+    check(&denied, "local", 0);
+    tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
 }

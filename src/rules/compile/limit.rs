@@ -6,9 +6,10 @@ use smallvec::SmallVec;
 
 use super::{Scope, Trail, is_true, rule_id};
 use crate::bucket::{Calendar, Limit};
-use crate::rules::file::{Algorithm, Descriptor, RateLimit, Unit};
+use crate::rules::file::{Algorithm, Descriptor, RateLimit};
 use crate::rules::problem::{Path, Place};
 use crate::rules::rule::{Allowance, RuleLimit};
+use crate::rules::unit::Unit;
 use crate::rules::yaml::Field;
 
 fn algorithm(rate_limit: &RateLimit) -> Algorithm {

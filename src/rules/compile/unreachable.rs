@@ -3,7 +3,6 @@
 //! A warning is certain. Where it depends on more than a few values, nothing is said: of what a regular expression leaves
 //! to the patterns behind it, for one.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::rules::explain::text;
@@ -36,24 +35,22 @@ fn of_choices(choices: &Choices, found: &mut Vec<Problem>) {
 }
 
 fn of_lists(choices: &Choices, found: &mut Vec<Problem>) {
-    // By rule, for a list may be long.
-    let mut hidden: BTreeMap<*const Node, (&Node, Vec<(&[u8], &Node)>)> = BTreeMap::new();
-    for (value, node) in choices.lists.iter() {
-        if let Some(first) = choices.exact.get(value) {
-            hidden.entry(node).or_insert((node, Vec::new())).1.push((value, first));
-        }
-    }
-    for (node, mut values) in hidden.into_values() {
-        values.sort_unstable_by_key(|(value, _)| *value);
-        let firsts: Vec<&Node> = values.iter().map(|(_, first)| *first).collect();
-        let told: Vec<String> =
-            values.iter().take(MAX_TOLD).map(|(value, _)| format!("`{}`", shorten(&text(value)))).collect();
+    let values = choices.lists.iter();
+    let mut hidden: Vec<(&Node, &[u8], &Node)> =
+        values.filter_map(|(value, node)| Some((node, value, choices.exact.get(value)?))).collect();
+    // One warning for each rule: a list may be long.
+    hidden.sort_unstable_by_key(|(node, value, _)| (std::ptr::from_ref(*node), *value));
+    for values in hidden.chunk_by(|(one, ..), (other, ..)| std::ptr::eq(*one, *other)) {
+        let Some((node, ..)) = values.first() else { continue };
+        let firsts: Vec<&Node> = values.iter().map(|(.., first)| *first).collect();
+        let told = values.iter().take(MAX_TOLD).map(|(_, value, _)| format!("`{}`", shorten(&text(value))));
+        let told = told.collect::<Vec<_>>().join(", ");
         let what = match values.len() {
-            1 => format!("value {} of this list is", told.concat()),
+            1 => format!("value {told} of this list is"),
             count if count > MAX_TOLD => {
-                format!("values {} and {} more of this list are", told.join(", "), count - MAX_TOLD)
+                format!("values {told} and {} more of this list are", count - MAX_TOLD)
             }
-            _ => format!("values {} of this list are", told.join(", ")),
+            _ => format!("values {told} of this list are"),
         };
         warn(node, &what, &firsts, found);
     }

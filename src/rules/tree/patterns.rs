@@ -4,7 +4,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use super::Node;
 use super::language::Language;
-use super::wildcards::Wildcards;
+use super::wildcards::{Ends, Wildcards};
 use crate::rules::rule::Source;
 
 /// A key may have so many regular expressions: each is tried on a value that nothing before it matches.
@@ -104,7 +104,7 @@ impl Patterns {
             let language = Language::of(&expression.text)?;
             let mut before = self.wildcards.iter_with_ends().take(expression.after);
             let covering = before.find_map(|(ends, node)| {
-                ends.is_some_and(|(prefix, suffix)| language.has_ends(prefix, suffix)).then_some(node)
+                ends.is_some_and(|Ends(prefix, suffix)| language.has_ends(prefix, suffix)).then_some(node)
             });
             Some((Pattern::Regex(&expression.text), &expression.node, covering?))
         });
@@ -121,7 +121,7 @@ impl Patterns {
 
     /// The wildcard that matches any value, if there is one.
     pub(in crate::rules) fn any_value(&self) -> Option<&Node> {
-        self.wildcards.iter_with_ends().find(|(ends, _)| *ends == Some((b"", b""))).map(|(_, node)| node)
+        self.wildcards.iter_with_ends().find(|(ends, _)| *ends == Some(Ends(b"", b""))).map(|(_, node)| node)
     }
 
     /// Makes ready to be searched what has been inserted.

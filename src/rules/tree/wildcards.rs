@@ -78,9 +78,9 @@ const FEW: usize = 4;
 /// What stands before a pattern's first `*`, and after its last.
 type OwnedEnds = (Box<[u8]>, Box<[u8]>);
 
-/// The ends of a value, to look up a shape's patterns with. Hashes like the pair that it is compared to.
-#[derive(Hash)]
-struct Ends<'a>(&'a [u8], &'a [u8]);
+/// The ends of a value or of a pattern, to look up a shape's patterns with. Hashes like the pair that it is compared to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends<'a>(pub(super) &'a [u8], pub(super) &'a [u8]);
 
 impl Equivalent<OwnedEnds> for Ends<'_> {
     fn equivalent(&self, ends: &OwnedEnds) -> bool {
@@ -185,14 +185,14 @@ impl Wildcards {
         self.patterns.iter().map(|(pattern, node)| (&*pattern.text, node))
     }
 
-    /// What stands before and behind the only `*` of each (as good as one are several in a row); nothing where there is more
-    /// to them.
-    pub(super) fn iter_with_ends(&self) -> impl Iterator<Item = (Option<(&[u8], &[u8])>, &Node)> {
+    /// For each pattern, what stands before and behind its `*`, of which several in a row are as good as one; nothing where
+    /// there is more to it.
+    pub(super) fn iter_with_ends(&self) -> impl Iterator<Item = (Option<Ends<'_>>, &Node)> {
         self.patterns.iter().map(|(Pattern { text, middle }, node)| {
             let ends = || {
                 let first = text.iter().position(|byte| *byte == b'*')?;
                 let last = text.iter().rposition(|byte| *byte == b'*')?;
-                Some((text.get(..first)?, text.get(last + 1..)?))
+                Some(Ends(text.get(..first)?, text.get(last + 1..)?))
             };
             (if middle.is_empty() { ends() } else { None }, node)
         })

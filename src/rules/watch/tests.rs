@@ -108,7 +108,7 @@ async fn waiting_for_first_rules_tells_what_is_wrong_when_that_changes_and_ends_
 type Way = fn(&Path, &str);
 
 /// The ways in which files are replaced: by editors, by commands, by tools.
-const WAYS: [(&str, Way); 12] = [
+const WAYS: [(&str, Way); 13] = [
     ("a new file in its place, as of mv, rsync and sed -i", |rules, text| {
         fs::write(rules.join(".api.yaml.X7rq"), text).unwrap();
         fs::rename(rules.join(".api.yaml.X7rq"), rules.join("api.yaml")).unwrap();
@@ -148,6 +148,11 @@ const WAYS: [(&str, Way); 12] = [
         fs::write(outside.join("api.yaml"), text).unwrap();
         fs::remove_file(rules.join("api.yaml")).unwrap();
         fs::rename(outside, rules.join("more")).unwrap();
+    }),
+    ("a directory below, that is made and filled", |rules, text| {
+        fs::remove_file(rules.join("api.yaml")).unwrap();
+        fs::create_dir(rules.join("more")).unwrap();
+        fs::write(rules.join("more/api.yaml"), text).unwrap();
     }),
     ("a directory that is deleted and made again", |rules, text| {
         fs::remove_dir_all(rules).unwrap();
@@ -236,6 +241,47 @@ async fn a_config_map_is_read_through_its_links_once_and_seen_when_it_is_switche
         fs::remove_dir_all(watch.path.join("..2026_11_21_06_00")).unwrap_or_default();
     }
     assert_eq!(watch.status().refusals, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_is_made_first_and_filled_later_is_watched_too() {
+    let (_directory, watch) = watch();
+    write(&watch, &good(1));
+    watch.start().unwrap();
+    follow(&watch, true);
+    until(&watch, |status| status.events).await;
+    fs::create_dir_all(watch.path.join("more/and/more")).unwrap();
+    tokio::time::sleep(LONG).await;
+    assert_eq!(watch.status().in_force.as_ref().unwrap().version, 1, "there is nothing in it yet");
+    fs::write(watch.path.join("more/and/more/b.yaml"), "domain: b\n").unwrap();
+    until_version(&watch, 2).await;
+    fs::write(watch.path.join("more/a.yaml"), "domain: a\n").unwrap();
+    until_version(&watch, 3).await;
+    assert_eq!(watch.status().in_force.as_ref().unwrap().files, 3);
+}
+
+thread_local! {
+    /// What happens between a reading and the moment from which its directories are watched.
+    static MEANWHILE: std::cell::RefCell<Option<Box<dyn FnOnce()>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_after_a_directory_is_read_and_before_it_is_watched_is_not_missed() {
+    let (_directory, watch) = watch();
+    write(&watch, &good(1));
+    watch.start().unwrap();
+    let path = watch.path.clone();
+    MEANWHILE.set(Some(Box::new(move || fs::write(path.join("api.yaml"), good(2)).unwrap())));
+    let sight = Sight::new(Some(|| {
+        if let Some(change) = MEANWHILE.take() {
+            change();
+        }
+        Events::new()
+    }));
+    // With no other reason to look in the next days.
+    tokio::spawn(Arc::clone(&watch).follow_with(sight, Duration::from_secs(1_000_000)));
+    until_version(&watch, 2).await;
+    assert_eq!((limit(&watch), watch.status().events), (2, true));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, forward_to_deserialize_any};
 
+use super::field::{FIELD, TEXT_OR};
 use super::{Kind, Node};
 use crate::rules::file::unknown_key;
 use crate::rules::problem::{Path, Place, Problems};
@@ -13,175 +14,6 @@ use crate::rules::problem::{Path, Place, Problems};
 /// Reads a `T` from a tree; `None` if it could not be made sense of, which has been noted then.
 pub(in crate::rules) fn read<'n, T: Deserialize<'n>>(node: &'n Node<'_>, problems: &Problems) -> Option<T> {
     T::deserialize(Reader { node, path: &Path::Root, problems, is_item: false }).ok()
-}
-
-/// What a type of [`file`](crate::rules::file) holds for a key: nothing, something that has been noted as wrong, or a value.
-#[derive(Debug, Default)]
-pub(in crate::rules) enum Field<T> {
-    /// The key is not there, or says nothing.
-    #[default]
-    Absent,
-    /// It is there, and what is wrong with it has been noted.
-    Broken,
-    /// It is there.
-    Given(Place, T),
-}
-
-impl<T> Field<T> {
-    pub(in crate::rules) fn get(&self) -> Option<&T> {
-        match self {
-            Self::Given(_, value) => Some(value),
-            _ => None,
-        }
-    }
-
-    pub(in crate::rules) fn place(&self) -> Option<Place> {
-        match self {
-            Self::Given(place, _) => Some(*place),
-            _ => None,
-        }
-    }
-
-    pub(in crate::rules) fn is_absent(&self) -> bool {
-        matches!(self, Self::Absent)
-    }
-}
-
-/// The name by which a [`Field`] asks the reader for line, column and value.
-const FIELD: &str = "weir::Field";
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Parts<T>(std::marker::PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Parts<T> {
-            type Value = Field<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Field::Absent)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
-                let (Some(line), Some(column)) = (parts.next_element()?, parts.next_element()?) else {
-                    return Ok(Field::Broken);
-                };
-                Ok(match parts.next_element() {
-                    Ok(Some(value)) => Field::Given(Place { line, column }, value),
-                    // The reader has noted it; the rest of the file is still worth reading.
-                    Ok(None) | Err(_) => Field::Broken,
-                })
-            }
-        }
-
-        deserializer.deserialize_tuple_struct(FIELD, 3, Parts(std::marker::PhantomData))
-    }
-}
-
-/// The name by which [`text_or`] asks the reader for a scalar's text, or else for all that stands there.
-const TEXT_OR: &str = "weir::TextOr";
-
-/// What can also be written in short, as one scalar.
-pub(in crate::rules) trait FromText<'de>: Sized {
-    /// Reads the short form. The error is what is said of it.
-    fn from_text(text: &str) -> Result<Self, String>;
-
-    /// Reads the long form.
-    fn from_whole<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
-}
-
-/// Reads a `T` in either form.
-pub(in crate::rules) fn text_or<'de, T: FromText<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    struct Forms<T>(std::marker::PhantomData<T>);
-
-    impl<'de, T: FromText<'de>> Visitor<'de> for Forms<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a value")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            T::from_text(text).map_err(E::custom)
-        }
-
-        fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
-            T::from_whole(deserializer)
-        }
-    }
-
-    deserializer.deserialize_newtype_struct(TEXT_OR, Forms(std::marker::PhantomData))
-}
-
-/// Any YAML value, as `metadata` holds it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Any {
-    /// `null`.
-    Null,
-    /// `true` or `false`.
-    Bool(bool),
-    /// A number; what is whole in the file is whole here up to 2⁵³.
-    Number(f64),
-    /// Text.
-    Text(String),
-    /// A list.
-    List(Vec<Any>),
-    /// A map.
-    Map(BTreeMap<String, Any>),
-}
-
-// By hand: serde's `untagged` keeps a copy of everything below at each level.
-impl<'de> Deserialize<'de> for Any {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyVisitor;
-
-        impl<'de> Visitor<'de> for AnyVisitor {
-            type Value = Any;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a value")
-            }
-
-            fn visit_unit<E>(self) -> Result<Any, E> {
-                Ok(Any::Null)
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Any, E> {
-                Ok(Any::Bool(value))
-            }
-
-            fn visit_f64<E>(self, number: f64) -> Result<Any, E> {
-                Ok(Any::Number(number))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Any, E> {
-                Ok(Any::Text(text.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Any, A::Error> {
-                let mut list = Vec::new();
-                while let Some(item) = items.next_element()? {
-                    list.push(item);
-                }
-                Ok(Any::List(list))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Any, A::Error> {
-                let mut map = BTreeMap::new();
-                while let Some((key, value)) = entries.next_entry()? {
-                    map.insert(key, value);
-                }
-                Ok(Any::Map(map))
-            }
-        }
-
-        deserializer.deserialize_any(AnyVisitor)
-    }
 }
 
 /// A mistake on its way up: noted already, or still a message that wants a place.
@@ -238,17 +70,17 @@ impl Reader<'_, '_, '_> {
 
     /// A whole number from 0 to `max`.
     fn whole_number(&self, max: u64) -> Result<u64, Mistake> {
-        let what = format!("a whole number from 0 to {max}");
-        let Kind::Scalar { text, plain } = &self.node.resolve().kind else { return self.expected(&what) };
+        let what = || format!("a whole number from 0 to {max}");
+        let Kind::Scalar { text, plain } = &self.node.resolve().kind else { return self.expected(&what()) };
         if !plain {
-            return self.expected(&format!("{what}, without quotes"));
+            return self.expected(&format!("{}, without quotes", what()));
         }
         match parse_number(text) {
             Number::Whole(number) if number <= max => Ok(number),
             Number::Octal => self.note(format!(
                 "`{text}` is octal to some readers of YAML and decimal to others: write it without the leading zero"
             )),
-            _ => self.expected(&what),
+            _ => self.expected(&what()),
         }
     }
 }
@@ -368,7 +200,7 @@ impl<'n> Deserializer<'n> for Reader<'n, '_, '_> {
     }
 
     fn deserialize_map<V: Visitor<'n>>(self, visitor: V) -> Result<V::Value, Mistake> {
-        let entries = self.entries("a map", Keys::Any)?;
+        let entries = self.entries(|| "a map".to_owned(), Keys::Any)?;
         self.place(visitor.visit_map(Entries { reader: self, entries, value: None }))
     }
 
@@ -379,8 +211,8 @@ impl<'n> Deserializer<'n> for Reader<'n, '_, '_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Mistake> {
-        let what = fields.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>();
-        let mut entries = self.entries(&format!("a map with {}", or(&what)), Keys::Text)?;
+        let what = || format!("a map with {}", or(fields));
+        let mut entries = self.entries(what, Keys::Text)?;
         entries.retain(|(key, key_place, _)| {
             let known = fields.contains(key);
             if !known {
@@ -413,13 +245,13 @@ impl<'n> Deserializer<'n> for Reader<'n, '_, '_> {
     }
 }
 
-/// `a`, `b` or `c`; of a long list only the beginning.
-fn or(words: &[String]) -> String {
+/// `a` or `b`; of a longer list only the beginning.
+fn or(words: &[&str]) -> String {
     match words {
         [] => String::new(),
-        [one] => one.clone(),
-        [one, two] => format!("{one} or {two}"),
-        [one, two, ..] => format!("{one}, {two}, …"),
+        [one] => format!("`{one}`"),
+        [one, two] => format!("`{one}` or `{two}`"),
+        [one, two, ..] => format!("`{one}`, `{two}`, …"),
     }
 }
 
@@ -444,13 +276,15 @@ enum Keys {
 
 impl<'n, 's> Reader<'n, '_, 's> {
     /// The entries of a map, the last one first: its own, and those of the maps that it merges and that it has not itself.
-    fn entries(&self, what: &str, keys: Keys) -> Result<Vec<Entry<'n, 's>>, Mistake> {
+    ///
+    /// `what` says what is wanted here, in case it is no map.
+    fn entries(&self, what: impl Fn() -> String, keys: Keys) -> Result<Vec<Entry<'n, 's>>, Mistake> {
         let mut found = Vec::new();
         let mut seen = BTreeMap::new();
         let mut queue = vec![self.node.resolve()];
         let mut own = true;
         while let Some(map) = queue.pop() {
-            let Kind::Map { entries, merged } = &map.kind else { return self.expected(what) };
+            let Kind::Map { entries, merged } = &map.kind else { return self.expected(&what()) };
             for (key, value) in entries {
                 let Kind::Scalar { text, .. } = &key.resolve().kind else {
                     self.problems.error(
@@ -487,10 +321,12 @@ impl<'n, 's> Reader<'n, '_, 's> {
 
 /// Whether a plain scalar is a string to YAML, not a number, a truth value or null.
 fn is_plain_text(text: &str) -> bool {
-    let number = !matches!(parse_number(text), Number::Other) || parse_float(text).is_some();
-    !number
-        && !matches!(text, "" | "~" | "null" | "Null" | "NULL")
-        && parse_bool(text).is_none_or(|_| text.len() == 1)
+    // Most keys begin with a letter, which no number does.
+    let may_be_number = text.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
+    if may_be_number && (!matches!(parse_number(text), Number::Other) || parse_float(text).is_some()) {
+        return false;
+    }
+    !matches!(text, "" | "~" | "null" | "Null" | "NULL") && parse_bool(text).is_none_or(|_| text.len() == 1)
 }
 
 /// Line, column and value of a [`Field`].
