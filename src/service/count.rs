@@ -148,6 +148,7 @@ descriptors:
   - { key: ten, rate_limit: { unit: minute, requests_per_unit: 10 } }
   - { key: five, value: x, rate_limit: { unit: minute, requests_per_unit: 5, name: few } }
   - { key: shadowed, shadow_mode: true, rate_limit: { unit: minute, requests_per_unit: 1 } }
+  - { key: warned, warn_at: 0.5, rate_limit: { unit: minute, requests_per_unit: 4 } }
   - { key: two, rate_limits: [ { unit: second, requests_per_unit: 9 }, { unit: minute, requests_per_unit: 9 } ] }
   - { key: told, detailed_metric: true, rate_limit: { unit: minute, requests_per_unit: 9 } }
   - key: above
@@ -230,6 +231,9 @@ descriptors:
         assert_eq!(all.told().find(&HITS, &["api", "few", "ok"]), Some(3.0));
         (0..3).for_each(|_| all.ask("api", &[("shadowed", "a")], 1));
         assert_eq!(all.decided("shadowed", "shadowed"), Some(2.0));
+        (0..5).for_each(|_| all.ask("api", &[("warned", "a")], 1));
+        let warned = ["ok", "warned", "over_limit"].map(|outcome| all.decided("warned", outcome));
+        assert_eq!(warned, [Some(1.0), Some(3.0), Some(1.0)]);
         all.ask("api", &[("free", "a")], 1);
         assert_eq!(all.decided("free", "ok"), Some(1.0));
         all.ask("api", &[("two", "a")], 1);

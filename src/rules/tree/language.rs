@@ -1,47 +1,46 @@
 //! What is certain of the values that a regular expression matches, without trying any.
 
 use regex_syntax::ParserBuilder;
-use regex_syntax::hir::Hir;
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal, Seq};
 
 /// The values that a regular expression may match. It matches no others, and of these perhaps not all: anchors and word
 /// boundaries are left out of account.
 #[derive(Debug)]
 pub(super) struct Language {
-    hir: Hir,
+    /// The shortest has so many bytes; none if it matches nothing.
+    shortest: Option<usize>,
+    /// What they begin with, and what they end in.
+    beginnings: Seq,
+    ends: Seq,
 }
 
 impl Language {
     /// Of a text that is a regular expression.
     pub(super) fn of(text: &str) -> Option<Self> {
-        let mut parser = ParserBuilder::new().unicode(false).utf8(false).build();
-        Some(Self { hir: parser.parse(text).ok()? })
+        let hir = ParserBuilder::new().unicode(false).utf8(false).build().parse(text).ok()?;
+        let literals = |kind| Extractor::new().kind(kind).extract(&hir);
+        Some(Self {
+            shortest: hir.properties().minimum_len(),
+            beginnings: literals(ExtractKind::Prefix),
+            ends: literals(ExtractKind::Suffix),
+        })
     }
 
     /// All values, if they are few.
     pub(super) fn values(&self) -> Option<Vec<Vec<u8>>> {
-        let literals = self.literals(ExtractKind::Prefix);
-        let literals = literals.literals()?;
+        let literals = self.beginnings.literals()?;
         let all = literals.iter().map(|literal| literal.is_exact().then(|| literal.as_bytes().to_vec()));
         all.collect()
     }
 
     /// Whether each value has these ends, which do not overlap in it.
     pub(super) fn has_ends(&self, prefix: &[u8], suffix: &[u8]) -> bool {
-        let is_long =
-            self.hir.properties().minimum_len().is_some_and(|len| len >= prefix.len() + suffix.len());
-        is_long
-            && (prefix.is_empty() || self.all(ExtractKind::Prefix, |text| text.starts_with(prefix)))
-            && (suffix.is_empty() || self.all(ExtractKind::Suffix, |text| text.ends_with(suffix)))
-    }
-
-    fn all(&self, kind: ExtractKind, is_so: impl Fn(&[u8]) -> bool) -> bool {
-        let literals = self.literals(kind);
-        literals.literals().is_some_and(|all| all.iter().map(Literal::as_bytes).all(is_so))
-    }
-
-    fn literals(&self, kind: ExtractKind) -> Seq {
-        Extractor::new().kind(kind).extract(&self.hir)
+        let all = |literals: &Seq, is_so: &dyn Fn(&[u8]) -> bool| {
+            literals.literals().is_some_and(|all| all.iter().map(Literal::as_bytes).all(is_so))
+        };
+        self.shortest.is_some_and(|shortest| shortest >= prefix.len() + suffix.len())
+            && (prefix.is_empty() || all(&self.beginnings, &|text| text.starts_with(prefix)))
+            && (suffix.is_empty() || all(&self.ends, &|text| text.ends_with(suffix)))
     }
 }
 
