@@ -147,6 +147,12 @@ pub(super) fn request(
 /// An answer, for people. `never` says of a denial whether no waiting cures it.
 pub(super) fn text(descriptors: &[DescriptorArg], response: &RateLimitResponse, never: bool) -> String {
     let mut text = format!("{}\n", code(response.overall_code));
+    let overs = response.statuses.iter().filter(|status| status.code == i32::from(Code::OverLimit)).count();
+    let never = match overs {
+        _ if !never => None,
+        1 => Some("never fits"),
+        _ => Some("does not fit, or another descriptor never will"),
+    };
     for (descriptor, status) in descriptors.iter().zip(&response.statuses) {
         // Writing to a String does not fail.
         _ = writeln!(text, "  {descriptor}: {}", describe(status, never));
@@ -164,7 +170,7 @@ fn code(code: i32) -> &'static str {
     Code::try_from(code).unwrap_or_default().as_str_name()
 }
 
-fn describe(status: &DescriptorStatus, never: bool) -> String {
+fn describe(status: &DescriptorStatus, never: Option<&str>) -> String {
     let code = code(status.code);
     let Some(limit) = &status.current_limit else {
         let unlimited = status.limit_remaining == u32::MAX;
@@ -177,8 +183,7 @@ fn describe(status: &DescriptorStatus, never: bool) -> String {
     let name = if limit.name.is_empty() { String::new() } else { format!(" ({})", limit.name) };
     let wait = status.duration_until_reset.as_ref().map_or(0, |duration| duration.seconds);
     let reset = match Code::try_from(status.code) {
-        Ok(Code::OverLimit) if never => "does not fit, or another descriptor never will".to_owned(),
-        Ok(Code::OverLimit) => format!("fits in {wait} s"),
+        Ok(Code::OverLimit) => never.map_or_else(|| format!("fits in {wait} s"), str::to_owned),
         _ => format!("full in {wait} s"),
     };
     format!("{code}, {} per {unit}{name}, {} left, {reset}", limit.requests_per_unit, status.limit_remaining)

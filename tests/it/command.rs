@@ -418,7 +418,7 @@ descriptors:
     assert_eq!(
         decision("6", &["user=a", "trial=t"]),
         "OVER_LIMIT
-  user=a: OVER_LIMIT, 5 per second, 5 left, does not fit, or another descriptor never will
+  user=a: OVER_LIMIT, 5 per second, 5 left, never fits
   trial=t: OK, 1 per day, 0 left, full in 86400 s
   user=a: of its limits
     `second` never has room for so many, 5 left
