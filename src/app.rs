@@ -290,6 +290,7 @@ impl App {
             Some(_) = http_listener.join_next() => return Err(Error::Ended),
             never = Arc::clone(&watch).follow(settings.following()) => match never {},
             never = obey(&watch, &mut hangup) => match never {},
+            never = leaving.watch_caps() => match never {},
             never = follow(grpc_tls) => match never {},
             never = follow(http_tls) => match never {},
             never = keep_health(&watch, &health, is_loaded) => match never {},

@@ -4,6 +4,7 @@
 //! it has denied, while that cannot change; and when it does not answer, buckets of this process's own decide. A request
 //! whose buckets are in several slots of a Cluster, or in several stores, is decided part by part.
 
+use std::convert::Infallible;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,12 +21,14 @@ use crate::telemetry::metrics::{
     LATE_SETTLED, LOCAL_BUCKETS, LOCAL_BUCKETS_LIMIT, LOCAL_EVICTED, LOCAL_OVERFLOWED, OWED, REFUNDS_FAILED,
 };
 
+mod caps;
 mod denials;
 mod fallback;
 mod parts;
 mod refunds;
 mod shared;
 
+use caps::Cap;
 use shared::{Settled, Shared, Sweeping};
 
 /// Decides requests.
@@ -33,7 +36,11 @@ use shared::{Settled, Shared, Sweeping};
 pub struct Limiter {
     store: Store,
     keys: KeySeed,
+    buckets: Cap,
 }
+
+/// How often it is looked whether anything is near its cap.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Store {
@@ -61,7 +68,7 @@ impl Limiter {
     /// A limiter over buckets in memory, which are named under `keys`.
     #[must_use]
     pub fn in_memory(store: LocalStore, keys: KeySeed) -> Self {
-        Self { store: Store::Memory(store), keys }
+        Self { store: Store::Memory(store), keys, buckets: cap_of_buckets() }
     }
 
     /// A limiter over buckets in Redis, and in its place about `capacity` of its own; `keys` tells buckets apart here. Must
@@ -75,7 +82,7 @@ impl Limiter {
         failing: Failing,
     ) -> Self {
         let (shared, sweeping) = Shared::new(redis, clock, capacity, failing);
-        Self { store: Store::Shared(shared, sweeping), keys }
+        Self { store: Store::Shared(shared, sweeping), keys, buckets: cap_of_buckets() }
     }
 
     /// The store, if it is this process's memory: then a decision is had at once.
@@ -151,6 +158,18 @@ impl Limiter {
         }
     }
 
+    /// Warns, for ever, when there is nearly as much of something as there may be.
+    pub async fn watch_caps(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let usage = self.usage();
+            self.buckets.look(usage.buckets, usage.capacity);
+            if let Store::Shared(shared, _) = &self.store {
+                shared.look_at_caps();
+            }
+        }
+    }
+
     /// Says goodbye to Redis, so that other processes take over this one's share at once.
     pub async fn leave(&self) {
         if let Some(redis) = self.redis() {
@@ -165,4 +184,11 @@ impl Limiter {
     pub fn keys(&self) -> KeySeed {
         self.keys
     }
+}
+
+fn cap_of_buckets() -> Cap {
+    Cap::new(
+        "local buckets",
+        "then those that are soonest full are forgotten; to have more, raise --max-buckets",
+    )
 }

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::store::{Failure, RedisStore};
 
 /// Refunds that are on their way at a time; more are not given back.
-const MOST: usize = 1_000;
+pub(super) const MOST: usize = 1_000;
 
 /// Pauses before each attempt.
 const PAUSES: [Duration; 4] =
@@ -51,6 +51,11 @@ impl Refunds {
             drop(giving_back);
             this.under_way.fetch_sub(1, Ordering::Relaxed);
         });
+    }
+
+    /// Refunds that are on their way.
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
     }
 
     /// Refunds that did not arrive, as far as is known.

@@ -13,10 +13,11 @@ use smallvec::SmallVec;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
+use super::caps::Cap;
 use super::denials::Denials;
 use super::fallback::{Fallback, Handover, OnItsWay};
 use super::parts::{self, Piece, Refund};
-use super::refunds::Refunds;
+use super::refunds::{self, Refunds};
 use super::{Failing, Names};
 use crate::bucket::{Bucket, Hits, Limit, Outcome, Retry};
 use crate::clock::{self, Clock, Micros};
@@ -60,6 +61,15 @@ pub(super) struct Shared {
     told: AtomicU64,
     settling: AtomicUsize,
     settled: Settled,
+    caps: Caps,
+}
+
+/// What there may be so much of.
+#[derive(Debug)]
+struct Caps {
+    queue: Cap,
+    settling: Cap,
+    refunds: Cap,
 }
 
 /// Late calls whose outcome is known, by what it was.
@@ -114,6 +124,17 @@ impl Shared {
             replicas: failing.replicas,
             settling: AtomicUsize::new(0),
             settled: Settled::default(),
+            caps: Caps {
+                queue: Cap::new(
+                    "calls that wait for Redis",
+                    "then further ones are decided by local buckets; --redis-queue sets how many may wait",
+                ),
+                settling: Cap::new(
+                    "calls that Redis has not answered in time",
+                    "of further ones nobody learns what became of them; Redis is slow",
+                ),
+                refunds: Cap::new("refunds on their way", "further ones are lost; Redis is slow"),
+            },
         });
         let sweeping = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -143,6 +164,15 @@ impl Shared {
     /// Refunds to Redis that have not arrived, as far as is known.
     pub(super) fn lost_refunds(&self) -> u64 {
         self.refunds.lost()
+    }
+
+    /// Warns of what is near its cap.
+    pub(super) fn look_at_caps(&self) {
+        let waiting = self.redis.nodes().iter().map(|node| (node.waiting(), node.max_waiting())).max();
+        let (waiting, most) = waiting.unwrap_or_default();
+        self.caps.queue.look(waiting, most);
+        self.caps.settling.look(self.settling.load(Ordering::Relaxed), SETTLING);
+        self.caps.refunds.look(self.refunds.under_way(), refunds::MOST);
     }
 
     /// Decides one request, by the deadline of a call that arrives now.

@@ -267,6 +267,12 @@ impl Node {
         self.queue.waiting()
     }
 
+    /// Calls that may wait.
+    #[must_use]
+    pub fn max_waiting(&self) -> usize {
+        self.tuning.queue
+    }
+
     /// Requests that the script and the arithmetic here decided differently. Not 0 means an error in one of them.
     #[must_use]
     pub fn parted(&self) -> u64 {

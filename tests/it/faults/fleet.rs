@@ -77,7 +77,8 @@ async fn four_that_lose_redis_together_admit_no_more_than_one_limit() {
     let throughout = admitted(throughout).await;
     let bound = most(BURST, begun.elapsed().as_secs_f64());
     println!("four before, without and after Redis: admitted {throughout} of {bound:.1}");
-    assert!(throughout as f64 <= 2.0 * bound, "{throughout} of {bound}: they disagreed for a moment");
+    // While they lose Redis and while they get it back they disagree, for a moment each.
+    assert!(throughout as f64 <= bound + BURST, "{throughout} of {bound}");
     admitted(others).await;
 }
 
