@@ -13,6 +13,7 @@
 //! before its deadline fails with a [`Failure`], whether or not its charge has landed; what became of it can be learned
 //! later.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -77,6 +78,8 @@ pub struct RedisStore {
     named: Vec<Named>,
     /// The last epoch of any of its servers.
     epochs: Arc<AtomicU64>,
+    /// How many processes there are where no server is known yet.
+    replicas: NonZeroU32,
 }
 
 /// A store that buckets are in whose names begin with `prefix`.
@@ -126,8 +129,8 @@ impl RedisStore {
     /// # Errors
     /// When the system has no randomness to give for this process's name.
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
-        let epochs = Arc::default();
-        Ok(Self { default: Topology::open(target, tuning, &epochs)?, named: Vec::new(), epochs })
+        let (epochs, replicas) = (Arc::default(), tuning.replicas);
+        Ok(Self { default: Topology::open(target, tuning, &epochs)?, named: Vec::new(), epochs, replicas })
     }
 
     /// Uses another Redis besides, for the buckets whose names say that they are in the store of this name.
@@ -211,6 +214,12 @@ impl RedisStore {
     #[must_use]
     pub fn epochs(&self) -> u64 {
         self.epochs.load(Ordering::Acquire)
+    }
+
+    /// How many processes share it: the most that any server knows of.
+    #[must_use]
+    pub fn replicas(&self) -> NonZeroU32 {
+        self.nodes().iter().map(|node| node.replicas()).max().unwrap_or(self.replicas)
     }
 
     /// Whether there is a connection, to any of its servers.

@@ -5,6 +5,7 @@
 //! nodes say where to go instead.
 
 use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -85,6 +86,11 @@ impl Map {
 
     fn node(&self, slot: u16) -> Option<&Arc<Node>> {
         self.nodes.get(usize::from(*self.slots.get(usize::from(slot))?))
+    }
+
+    /// How many processes share the Cluster: the most that any node knows of.
+    fn replicas(&self) -> Option<NonZeroU32> {
+        self.nodes.iter().map(|node| node.replicas()).max()
     }
 
     fn names(&self) -> BTreeSet<&str> {
@@ -223,7 +229,7 @@ impl Shared {
                     let name = address.to_string();
                     let place = u16::try_from(map.nodes.len()).unwrap_or(Map::NOBODY);
                     let known = before.nodes.iter().find(|node| node.name() == name).map(Arc::clone);
-                    map.nodes.push(known.unwrap_or_else(|| self.node(address)));
+                    map.nodes.push(known.unwrap_or_else(|| self.node(address, before.replicas())));
                     places.insert(name, place);
                     place
                 }
@@ -246,10 +252,14 @@ impl Shared {
         Ok(())
     }
 
-    fn node(self: &Arc<Self>, address: Address) -> Arc<Node> {
+    /// A node that is new here. Until it has counted the processes itself, they are as many as on the others.
+    fn node(self: &Arc<Self>, address: Address, replicas: Option<NonZeroU32>) -> Arc<Node> {
         let first_lane = self.lanes.fetch_add(self.tuning.batches, Ordering::Relaxed);
         let cluster = Member { shared: Arc::downgrade(self), first_lane };
-        Node::of_cluster(Resolver::fixed(address), self.tuning, self.process, cluster, &self.epochs)
+        let node =
+            Node::of_cluster(Resolver::fixed(address), self.tuning, self.process, cluster, &self.epochs);
+        replicas.into_iter().for_each(|replicas| node.is_shared_by(replicas));
+        node
     }
 }
 
@@ -314,6 +324,22 @@ fn ranges(reply: &Value, asked: &Address) -> Option<Vec<Range>> {
 mod tests {
     use super::super::{Files, Target};
     use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_new_is_shared_by_as_many_as_the_others_are() {
+        let Ok(Target::Cluster(seeds)) = Target::parse("redis+cluster://127.0.0.1:1", &Files::default())
+        else {
+            panic!("a Cluster")
+        };
+        let cluster = Cluster::open(seeds, Tuning::default(), 7, Arc::default());
+        let range = |first, last, port| Range { first, last, host: "127.0.0.1".to_owned(), port };
+        let replicas = || cluster.nodes().iter().map(|node| node.replicas().get()).collect::<Vec<_>>();
+        cluster.shared.take(vec![range(0, 99, 1), range(100, 199, 2)]).unwrap();
+        assert_eq!(replicas(), [1, 1]);
+        cluster.nodes()[1].is_shared_by(NonZeroU32::new(4).unwrap());
+        cluster.shared.take(vec![range(0, 99, 1), range(100, 149, 2), range(150, 199, 3)]).unwrap();
+        assert_eq!(replicas(), [1, 4, 4]);
+    }
 
     #[test]
     fn what_a_node_says_is_understood_also_if_it_does_not_know_its_own_host() {

@@ -215,6 +215,11 @@ impl Node {
         self.replicas.count()
     }
 
+    /// That at least so many share it is known from other servers.
+    pub(super) fn is_shared_by(&self, replicas: NonZeroU32) {
+        self.replicas.rise_to(replicas);
+    }
+
     /// Says that this process goes, so that the others need not wait for its silence.
     pub async fn leave(&self) {
         self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);

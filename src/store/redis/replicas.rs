@@ -37,6 +37,11 @@ impl Replicas {
         NonZeroU32::new(self.count.load(Ordering::Relaxed)).unwrap_or(self.least)
     }
 
+    /// That there are at least so many is known from elsewhere.
+    pub(super) fn rise_to(&self, count: NonZeroU32) {
+        self.count.fetch_max(count.get(), Ordering::Relaxed);
+    }
+
     /// The store has counted so many; `None` when it could not be asked. True if that changes the count.
     pub(super) fn tell(&self, told: &mut Told, counted: Option<u32>) -> bool {
         let now = self.count().get();
@@ -111,6 +116,18 @@ mod tests {
             after(1, &[Some(3), Some(2), Some(2), None, Some(2), Some(2), Some(2)]),
             [3, 3, 3, 3, 3, 3, 2]
         );
+    }
+
+    #[test]
+    fn what_is_known_from_elsewhere_is_believed_at_once_and_falls_like_any_other() {
+        let (replicas, mut told) = replicas(1);
+        replicas.rise_to(NonZeroU32::new(4).unwrap());
+        replicas.rise_to(NonZeroU32::new(2).unwrap());
+        let counts = [1; 5].map(|counted| {
+            replicas.tell(&mut told, Some(counted));
+            replicas.count().get()
+        });
+        assert_eq!((counts[0], counts[4]), (4, 1));
     }
 
     #[test]
