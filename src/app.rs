@@ -16,11 +16,11 @@ use crate::clock::{self, Clock};
 use crate::http::guard::Guard;
 use crate::http::{self, Http};
 use crate::limiter::Limiter;
-use crate::proto::{DESCRIPTOR_SET, RateLimitServiceServer, SERVICE_NAME};
+use crate::proto::{DESCRIPTOR_SET, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::serve::grpc::Grpc;
 use crate::serve::tls::{Tls, TlsFiles};
-use crate::serve::{Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
+use crate::serve::{Cores, Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
 use crate::service::{Options, Service};
 use crate::settings::{HttpEndpoint, HttpSettings, Serving, Settings};
 use crate::store::{KeySeed, LocalStore, RedisStore};
@@ -232,16 +232,13 @@ impl App {
             recorder,
         );
         let service = Arc::new(service.with_per_second(settings.redis_named.redis_per_second.clone()));
-        let limits = RateLimitServiceServer::from_arc(Arc::clone(&service))
-            .max_decoding_message_size(settings.max_message_bytes.get())
-            // A response repeats what was asked: it may be as long, and must not be what fails.
-            .max_encoding_message_size(usize::MAX);
         let others = reflection(Routes::new(health_service))?;
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
         let (tally, http_tally) = (Arc::<Tally>::default(), Arc::<Tally>::default());
         observe_serving(&metrics, &tally, &http_tally, &overload);
         let answers = Arc::new(Grpc::new(
-            limits,
+            Arc::clone(&service),
+            settings.max_message_bytes.get(),
             others,
             Arc::clone(&overload),
             Arc::clone(&tally),
@@ -249,6 +246,9 @@ impl App {
             bounds,
         ));
 
+        let cores = Cores::start(settings.serving.threads())
+            .map_err(|error| Error::Start(format!("cannot start threads: {error}; --threads takes fewer")))?;
+        let cores = Arc::new(cores);
         let (phase, course) = Course::new();
         let mut listeners = JoinSet::new();
         let mut addresses = Vec::new();
@@ -257,7 +257,8 @@ impl App {
             let (answers, course) = (Arc::clone(&answers), course.clone());
             let connected = course.clone();
             let serve = move |incoming: Incoming| Arc::clone(&answers).serve(incoming, connected.clone());
-            listeners.spawn(accept(listener, max_connections.get(), Arc::clone(&tally), course, serve));
+            let (tally, cores) = (Arc::clone(&tally), Some(Arc::clone(&cores)));
+            listeners.spawn(accept(listener, max_connections.get(), tally, course, cores, serve));
         }
         // Told when all calls are answered, so that probes and metrics are there until then.
         let (end_http, http_course) = Course::new();
@@ -280,7 +281,14 @@ impl App {
                 });
                 let connected = http_course.clone();
                 let serve = move |incoming: Incoming| Arc::clone(&answers).serve(incoming, connected.clone());
-                http_listener.spawn(accept(listener, http::MAX_CONNECTIONS, http_tally, http_course, serve));
+                http_listener.spawn(accept(
+                    listener,
+                    http::MAX_CONNECTIONS,
+                    http_tally,
+                    http_course,
+                    None,
+                    serve,
+                ));
             }
             None => tracing::info!(grpc = %addresses.join(","), "serving"),
         }

@@ -1,7 +1,7 @@
 //! Listeners and their connections: from an address to a stream of bytes that a protocol is spoken on, and its end.
 //!
 //! A listener accepts until it is told that the process is closing, within a cap on connections. Each connection is one
-//! task, and belongs to its listener: dropping that ends it. What is spoken on it is the business of [`grpc`] and of
+//! task, on the thread that it was dealt to ([`Cores`]), and belongs to its listener: dropping that ends it. What is spoken on it is the business of [`grpc`] and of
 //! [`http`](crate::http); what is the same for both is here.
 //!
 //! A connection has to earn its place: one that does not say in time what it wants is closed, so that neither a client
@@ -14,13 +14,15 @@ use tokio::sync::watch;
 
 mod accept;
 mod body;
+mod cores;
 mod endpoint;
 pub mod files;
 pub mod grpc;
 mod overload;
 pub mod tls;
 
-pub use accept::{Incoming, Source, accept};
+pub use accept::{Arrival, Incoming, Socket, Source, accept};
+pub use cores::{Cores, Place};
 pub use endpoint::{Endpoint, Listener, Peer, Wire};
 pub use overload::{Overload, Policy, Shed};
 

@@ -6,9 +6,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use smallvec::SmallVec;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::bucket::{Hits, Limit, Outcome};
@@ -18,7 +20,7 @@ use crate::limiter::{Limiter, Names};
 use crate::proto::{Code, DescriptorStatus, RateLimitRequest, RateLimitResponse, RateLimitService};
 use crate::rules::{Allowance, Denial, Domain, Entry, HashTag, Headers, Resolved, Rule, RuleLimit, RuleSet};
 use crate::serve::{Policy, Shed};
-use crate::store::{Identity, KeySeed, NameBuilder};
+use crate::store::{Identity, KeySeed, LocalStore, NameBuilder};
 use crate::telemetry::Recorder;
 use crate::telemetry::traces::CallSpan;
 
@@ -194,6 +196,10 @@ fn name(
     name
 }
 
+fn no_rules() -> Status {
+    Status::unavailable("no rules are loaded yet")
+}
+
 impl Service {
     /// A service that decides by `rules`, whichever are in force when a request comes.
     #[must_use]
@@ -214,10 +220,43 @@ impl Service {
     /// `UNAVAILABLE` before any rules are loaded, `INVALID_ARGUMENT` for what only a misconfigured proxy sends.
     pub async fn answer(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
         let start = clock::stopwatch();
-        let answer = self.decide(request).await;
+        self.ended(start, self.decide(request).await)
+    }
+
+    /// Counts a call that ends now.
+    fn ended(
+        &self,
+        start: Instant,
+        answer: Result<RateLimitResponse, Status>,
+    ) -> Result<RateLimitResponse, Status> {
         self.recorder.metrics.called(count::result(&answer));
         self.recorder.metrics.call_duration.record_time(start.elapsed());
         answer
+    }
+
+    /// The same for a call that nothing has to be waited for, if it is one: its buckets are in memory, and it is not traced.
+    pub fn answer_at_once(&self, request: &RateLimitRequest) -> Option<Result<RateLimitResponse, Status>> {
+        if self.recorder.traces.is_some() {
+            return None;
+        }
+        let store = self.limiter.memory()?;
+        let start = clock::stopwatch();
+        Some(self.ended(start, self.decide_in(store, request)))
+    }
+
+    /// The same for a call with this metadata, which may say that it is traced.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn answer_call(
+        &self,
+        request: &RateLimitRequest,
+        metadata: &MetadataMap,
+    ) -> Result<RateLimitResponse, Status> {
+        match self.recorder.traces.as_ref().and_then(|traces| traces.call(metadata)) {
+            None => self.answer(request).await,
+            Some(span) => self.answer_traced(request, span).await,
+        }
     }
 
     /// The same for a call that is traced.
@@ -237,19 +276,23 @@ impl Service {
     }
 
     async fn decide(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
-        let no_rules = || Status::unavailable("no rules are loaded yet");
         if let Some(store) = self.limiter.memory() {
-            // Without an await in between, the rules in force need not be counted as in use.
-            let rules = self.rules.load();
-            let plan = self.plan(rules.as_ref().ok_or_else(no_rules)?, request)?;
-            let decision = store.decide(&plan.charges);
-            self.count(request, &plan, &decision);
-            return Ok(self.response(request, &plan, &decision));
+            return self.decide_in(store, request);
         }
         let rules = self.rules.load_full().ok_or_else(no_rules)?;
         let mut plan = self.plan(&rules, request)?;
         let names = std::mem::take(&mut plan.names);
         let decision = self.limiter.decide(&plan.charges, &names).await;
+        self.count(request, &plan, &decision);
+        Ok(self.response(request, &plan, &decision))
+    }
+
+    /// Decides by buckets in memory.
+    fn decide_in(&self, store: &LocalStore, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
+        // Without an await in between, the rules in force need not be counted as in use.
+        let rules = self.rules.load();
+        let plan = self.plan(rules.as_ref().ok_or_else(no_rules)?, request)?;
+        let decision = store.decide(&plan.charges);
         self.count(request, &plan, &decision);
         Ok(self.response(request, &plan, &decision))
     }
@@ -431,12 +474,7 @@ impl RateLimitService for Service {
         if let Some(Shed(policy)) = request.extensions().get() {
             return answer_unasked(request.get_ref(), *policy).map(Response::new);
         }
-        let span = self.recorder.traces.as_ref().and_then(|traces| traces.call(request.metadata()));
-        let answer = match span {
-            None => self.answer(request.get_ref()).await,
-            Some(span) => self.answer_traced(request.get_ref(), span).await,
-        };
-        answer.map(Response::new)
+        self.answer_call(request.get_ref(), request.metadata()).await.map(Response::new)
     }
 }
 

@@ -6,14 +6,44 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use super::{Course, Listener, Peer, Tally, Wire};
+use super::{Cores, Course, Listener, Peer, Tally, Wire};
 
 /// How long no connection is accepted after one could not be: the system is out of something, most likely of files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection that has just come.
+/// A connection that has just come, and that no runtime looks after yet.
+#[derive(Debug)]
+pub struct Arrival {
+    /// What it is spoken on.
+    pub socket: Socket,
+    /// Whom it comes from.
+    pub peer: Peer,
+}
+
+/// A stream of bytes as the system has it.
+#[derive(Debug)]
+pub enum Socket {
+    /// Of TCP.
+    Tcp(std::net::TcpStream),
+    /// Of a unix socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Arrival {
+    /// Has the runtime that this is called on look after it.
+    fn open(self) -> io::Result<Incoming> {
+        let wire: Box<dyn Wire> = match self.socket {
+            Socket::Tcp(stream) => Box::new(tokio::net::TcpStream::from_std(stream)?),
+            Socket::Unix(stream) => Box::new(tokio::net::UnixStream::from_std(stream)?),
+        };
+        Ok(Incoming { wire, peer: self.peer, is_certified: false })
+    }
+}
+
+/// A connection that is to be served.
 pub struct Incoming {
     /// What it is spoken on.
     pub wire: Box<dyn Wire>,
@@ -26,17 +56,17 @@ pub struct Incoming {
 /// Where connections come from.
 pub trait Source {
     /// The next one. Nothing may be lost when the future is dropped.
-    fn next(&self) -> impl Future<Output = io::Result<Incoming>> + Send;
+    fn next(&self) -> impl Future<Output = io::Result<Arrival>> + Send;
 }
 
 impl Source for Listener {
-    async fn next(&self) -> io::Result<Incoming> {
-        let (wire, peer) = self.connection().await?;
-        Ok(Incoming { wire, peer, is_certified: false })
+    async fn next(&self) -> io::Result<Arrival> {
+        self.connection().await
     }
 }
 
-/// Accepts connections until the process closes, has `serve` serve them, and returns when the last one has ended.
+/// Accepts connections until the process closes, has `serve` serve them, each on one of the `cores` if there are any, and
+/// returns when the last one has ended.
 ///
 /// There are at most `cap` of them: further ones are closed at once, so that whoever wants to connect knows and can try
 /// elsewhere, where one that is not accepted would wait. Dropping the future ends all of them.
@@ -45,8 +75,10 @@ pub async fn accept<F: Future<Output = ()> + Send + 'static>(
     cap: usize,
     tally: Arc<Tally>,
     mut course: Course,
-    serve: impl Fn(Incoming) -> F,
+    cores: Option<Arc<Cores>>,
+    serve: impl Fn(Incoming) -> F + Send + Sync + 'static,
 ) {
+    let serve = Arc::new(serve);
     let mut connections = JoinSet::new();
     let mut troubled = false;
     let mut full = false;
@@ -67,16 +99,22 @@ pub async fn accept<F: Future<Output = ()> + Send + 'static>(
                 }
                 full = true;
             }
-            Ok(incoming) => {
+            Ok(arrival) => {
                 troubled = false;
                 // Told again only after it has been much better.
                 full &= tally.open() >= cap - cap / 10;
                 let open = tally.enter();
-                let serving = serve(incoming);
-                connections.spawn(async move {
-                    serving.await;
-                    drop(open);
-                });
+                let place = cores.as_ref().and_then(|cores| cores.place());
+                let runtime = place.as_ref().map_or_else(Handle::current, |place| place.runtime().clone());
+                let serve = Arc::clone(&serve);
+                let serving = async move {
+                    match arrival.open() {
+                        Ok(incoming) => serve(incoming).await,
+                        Err(error) => tracing::warn!(%error, "a connection cannot be looked after"),
+                    }
+                    drop((open, place));
+                };
+                connections.spawn_on(serving, &runtime);
             }
             // The client's doing, before its turn came.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -119,13 +157,13 @@ mod tests {
     }
 
     impl Source for Arc<Script> {
-        async fn next(&self) -> io::Result<Incoming> {
+        async fn next(&self) -> io::Result<Arrival> {
             let next = self.0.lock().unwrap().pop();
             match next {
-                Some(next) => next.map(|()| Incoming {
-                    wire: Box::new(tokio::io::empty()),
-                    peer: Peer::Local,
-                    is_certified: false,
+                Some(next) => next.map(|()| {
+                    let (stream, _) = std::os::unix::net::UnixStream::pair().unwrap();
+                    stream.set_nonblocking(true).unwrap();
+                    Arrival { socket: Socket::Unix(stream), peer: Peer::Local }
                 }),
                 None => std::future::pending().await,
             }
@@ -140,7 +178,7 @@ mod tests {
         let start = clock::instant();
         let (come, came) = tokio::sync::oneshot::channel();
         let come = Mutex::new(Some(come));
-        let accepting = accept(Arc::new(Script::new(script)), 10, Arc::default(), course, move |_| {
+        let accepting = accept(Arc::new(Script::new(script)), 10, Arc::default(), course, None, move |_| {
             _ = come.lock().unwrap().take().map(|come| come.send(clock::instant()));
             std::future::ready(())
         });
@@ -158,7 +196,7 @@ mod tests {
         let (finish, finished) = tokio::sync::watch::channel(false);
         let ended = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&ended);
-        let accepting = tokio::spawn(accept(script, 3, Arc::clone(&tally), course, move |_| {
+        let accepting = tokio::spawn(accept(script, 3, Arc::clone(&tally), course, None, move |_| {
             let (mut finished, ended) = (finished.clone(), Arc::clone(&counted));
             async move {
                 _ = finished.wait_for(|finished| *finished).await;

@@ -10,6 +10,8 @@ use std::str::FromStr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::accept::{Arrival, Socket};
+
 /// What an endpoint on a unix socket begins with.
 const UNIX: &str = "unix:";
 
@@ -140,20 +142,22 @@ impl Listener {
     }
 
     /// The next connection. Nothing is lost when this is dropped before it returns.
-    pub(super) async fn connection(&self) -> io::Result<(Box<dyn Wire>, Peer)> {
-        match &self.kind {
+    pub(super) async fn connection(&self) -> io::Result<Arrival> {
+        // Taken back from this runtime: another may be the one to serve it.
+        Ok(match &self.kind {
             Kind::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // A decision is one small message, and must not wait for another to travel with. The only error is
                 // that the connection is gone already, which whoever reads will find.
                 _ = stream.set_nodelay(true);
-                Ok((Box::new(stream), Peer::Address(address.ip().to_canonical())))
+                let peer = Peer::Address(address.ip().to_canonical());
+                Arrival { socket: Socket::Tcp(stream.into_std()?), peer }
             }
             Kind::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), Peer::Local))
+                Arrival { socket: Socket::Unix(stream.into_std()?), peer: Peer::Local }
             }
-        }
+        })
     }
 }
 

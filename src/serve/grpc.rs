@@ -21,11 +21,13 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service as _};
 use tonic::service::Routes;
 
+use self::call::{AnswerBody, Answerer, Answering};
 use super::body::{Timely, UntilClosing};
 use super::tls::Tls;
 use super::{Course, Incoming, Overload, Peer, Shed, Tally, Wire};
-use crate::proto::RateLimitServiceServer;
 use crate::service::Service;
+
+mod call;
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -61,7 +63,7 @@ pub struct Bounds {
 /// What all gRPC connections share.
 #[derive(Debug)]
 pub struct Grpc {
-    limits: RateLimitServiceServer<Service>,
+    limits: Arc<Answerer>,
     /// Health and reflection.
     others: Routes,
     overload: Arc<Overload>,
@@ -73,10 +75,12 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Answers calls of the rate limit service with `limits`, within `overload`, and the others with `others`.
+    /// Answers calls of the rate limit service, of up to so many bytes, with `service`, within `overload`, and the others
+    /// with `others`.
     #[must_use]
     pub fn new(
-        limits: RateLimitServiceServer<Service>,
+        service: Arc<Service>,
+        max_message: usize,
         others: Routes,
         overload: Arc<Overload>,
         tally: Arc<Tally>,
@@ -89,6 +93,7 @@ impl Grpc {
             .max_concurrent_streams(bounds.max_streams)
             .keep_alive_interval(bounds.keepalive)
             .keep_alive_timeout(bounds.keepalive_timeout);
+        let limits = Arc::new(Answerer::new(service, max_message));
         Self { limits, others: others.prepare(), overload, tally, tls, bounds, connections }
     }
 
@@ -111,7 +116,7 @@ impl Grpc {
         };
         let calls = Arc::new(Calls { overload: Arc::clone(&self.overload), under_way: AtomicUsize::new(0) });
         let spoken = Spoken {
-            limits: self.limits.clone(),
+            limits: Arc::clone(&self.limits),
             others: self.others.clone(),
             calls: Arc::clone(&calls),
             request_timeout: self.bounds.request_timeout,
@@ -233,7 +238,7 @@ impl AsyncWrite for Begun {
 
 /// What answers the calls of one connection.
 struct Spoken {
-    limits: RateLimitServiceServer<Service>,
+    limits: Arc<Answerer>,
     others: Routes,
     calls: Arc<Calls>,
     request_timeout: Duration,
@@ -248,7 +253,7 @@ struct Calls {
 }
 
 impl hyper::service::Service<Request<hyper::body::Incoming>> for Spoken {
-    type Response = Response<Body>;
+    type Response = Response<AnswerBody>;
     type Error = Infallible;
     type Future = Answer;
 
@@ -257,34 +262,38 @@ impl hyper::service::Service<Request<hyper::body::Incoming>> for Spoken {
             let (mut others, course) = (self.others.clone(), self.course.clone());
             let answer = async move {
                 let response = others.call(request.map(Body::new)).await?;
-                Ok(response.map(|body| Body::new(UntilClosing::new(body, course))))
+                Ok(response.map(|body| AnswerBody::ByTonic(Body::new(UntilClosing::new(body, course)))))
             };
-            return Answer { answer: Box::pin(answer), call: None };
+            return Answer::Other(Box::pin(answer));
         }
-        // Counted from here on, so that calls count that wait for a thread.
+        // Counted from here on, so that calls count that wait for their turn.
         let (call, shed) = Call::begin(&self.calls);
-        let mut request = request.map(|body| Timely::new(body, self.request_timeout));
-        if let Some(shed) = shed {
-            request.extensions_mut().insert(shed);
-        }
-        Answer { answer: self.limits.clone().call(request), call: Some(call) }
+        let request = request.map(|body| Timely::new(body, self.request_timeout));
+        Answer::Limit { answer: self.limits.begin(request, shed), call: Some(call) }
     }
 }
 
 /// An answer in the making.
-struct Answer {
-    answer: BoxFuture<Response<Body>, Infallible>,
-    /// Until it is there.
-    call: Option<Call>,
+#[allow(clippy::large_enum_variant, reason = "nearly all are the largest")]
+enum Answer {
+    /// Of the rate limit service, and the call until it is answered.
+    Limit { answer: Answering<Timely<hyper::body::Incoming>>, call: Option<Call> },
+    /// Of another.
+    Other(BoxFuture<Response<AnswerBody>, Infallible>),
 }
 
 impl Future for Answer {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<AnswerBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = std::task::ready!(self.answer.as_mut().poll(context));
-        self.call = None;
-        Poll::Ready(answer)
+        match &mut *self {
+            Self::Limit { answer, call } => {
+                let answer = std::task::ready!(Pin::new(answer).poll(context));
+                *call = None;
+                Poll::Ready(answer)
+            }
+            Self::Other(answer) => answer.as_mut().poll(context),
+        }
     }
 }
 

@@ -9,6 +9,12 @@ use crate::serve::grpc::Bounds;
 /// How connections are kept, and how the process ends.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serving {
+    /// Threads that gRPC connections are served on; as many as there are cores, if not said
+    ///
+    /// A connection stays on one thread, and goes to the one that has the fewest.
+    #[arg(long, env = "WEIR_THREADS", value_name = "COUNT", value_parser = threads)]
+    pub threads: Option<NonZeroUsize>,
+
     /// Connections to the gRPC port; further ones are closed at once
     #[arg(long, env = "WEIR_MAX_CONNECTIONS", value_name = "COUNT", default_value = "16384")]
     pub max_connections: NonZeroUsize,
@@ -61,6 +67,15 @@ pub struct Serving {
     pub drain_timeout: Duration,
 }
 
+/// More threads than any machine has cores for.
+const MAX_THREADS: usize = 1024;
+
+/// A number of threads.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MAX_THREADS);
+    count.ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
+}
+
 /// A duration that is not nothing.
 fn some_time(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -68,6 +83,13 @@ fn some_time(text: &str) -> Result<Duration, String> {
 }
 
 impl Serving {
+    /// Threads that connections are served on: as many as are set, or as the system says that this process may keep busy.
+    #[must_use]
+    pub fn threads(&self) -> NonZeroUsize {
+        let of_system = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        self.threads.unwrap_or_else(of_system)
+    }
+
     /// The bounds of each gRPC connection.
     #[must_use]
     pub fn bounds(&self) -> Bounds {

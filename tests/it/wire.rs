@@ -1,12 +1,22 @@
 //! The service as a gRPC client meets it: a real server, the generated client, and Python's.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tonic::Code as Grpc;
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message as _;
+use tonic::{Code as Grpc, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, SERVICE_NAME};
+use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, SERVICE_NAME};
 
 use crate::support::python;
 use crate::support::server::{Server, request, rules, settings};
@@ -85,6 +95,93 @@ async fn bytes_that_are_no_text_and_values_up_to_the_message_limit_are_decided()
     let too_long = vec![b'x'; 4 << 20];
     let status = client.should_rate_limit(request("api", &[("user", &too_long)])).await.unwrap_err();
     assert_eq!(status.code(), Grpc::OutOfRange, "{status}");
+    server.stop().await.unwrap();
+}
+
+/// A body in pieces, whose end comes after the last one.
+struct Pieces(VecDeque<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+}
+
+/// What a call with this body is answered: the bytes, and the status with its message.
+async fn answer<B>(server: &Server, encoding: Option<&str>, body: B) -> (Bytes, Grpc, String)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
+    let stream = TokioIo::new(tokio::net::TcpStream::connect(server.address).await.unwrap());
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut request =
+        http::Request::post(format!("http://{}/{SERVICE_NAME}/ShouldRateLimit", server.address))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+    if let Some(encoding) = encoding {
+        request = request.header("grpc-encoding", encoding);
+    }
+    let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (200, &"application/grpc".parse().unwrap())
+    );
+    let mut told = response.headers().clone();
+    let body = response.into_body().collect().await.unwrap();
+    told.extend(body.trailers().cloned().unwrap_or_default());
+    let status = Status::from_header_map(&told).expect("it has a status");
+    (body.to_bytes(), status.code(), status.message().to_owned())
+}
+
+#[tokio::test]
+async fn a_call_is_answered_alike_however_it_comes_in_frames_and_what_is_none_as_grpc_says() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let message = request("api", &[("wide", b"x")]).encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let whole = Bytes::from([&[0][..], &length, &message].concat());
+    let pieces = |at: &[usize]| {
+        let mut rest = whole.clone();
+        let mut pieces: VecDeque<Bytes> = at.iter().map(|at| rest.split_to(*at)).collect();
+        pieces.push_back(rest);
+        Pieces(pieces)
+    };
+    let (first, code, said) = answer(&server, None, Full::new(whole.clone())).await;
+    assert_eq!((code, said.as_str(), first[0]), (Grpc::Ok, "", 0));
+    assert_eq!(first.len(), 5 + u32::from_be_bytes(first[1..5].try_into().unwrap()) as usize);
+    let left = |answer: &Bytes| RateLimitResponse::decode(&answer[5..]).unwrap().statuses[0].limit_remaining;
+    for (index, cuts) in [&[][..], &[1], &[5], &[9], &[3, 4, 5], &[0, 7]].into_iter().enumerate() {
+        let (answered, code, said) = answer(&server, None, pieces(cuts)).await;
+        assert_eq!((code, said.as_str()), (Grpc::Ok, ""), "{cuts:?}");
+        assert_eq!(
+            (answered.len(), left(&answered)),
+            (first.len(), left(&first) - 1 - index as u32),
+            "{cuts:?}"
+        );
+    }
+    let mut compressed = whole.to_vec();
+    compressed[0] = 1;
+    let garbage = [&[0, 0, 0, 0, 3][..], b"\xff\xff\xff"].concat();
+    for (encoding, body, code, part) in [
+        (None, Vec::new(), Grpc::Internal, "Missing request message"),
+        (None, compressed, Grpc::Internal, "compressed-flag"),
+        (None, garbage, Grpc::Internal, "varint"),
+        (None, whole[..9].to_vec(), Grpc::Internal, "Unexpected EOF"),
+        (Some("gzip"), whole.to_vec(), Grpc::Unimplemented, "gzip"),
+    ] {
+        let (answered, with, said) = answer(&server, encoding, Full::from(body)).await;
+        assert_eq!((answered.len(), with), (0, code), "{said}");
+        assert!(said.contains(part), "{said}");
+    }
+    let (_, code, _) = answer(&server, Some("identity"), Full::new(whole.clone())).await;
+    assert_eq!(code, Grpc::Ok);
     server.stop().await.unwrap();
 }
 
