@@ -157,14 +157,10 @@ async fn a_call_is_answered_alike_however_it_comes_in_frames_and_what_is_none_as
     assert_eq!((code, said.as_str(), first[0]), (Grpc::Ok, "", 0));
     assert_eq!(first.len(), 5 + u32::from_be_bytes(first[1..5].try_into().unwrap()) as usize);
     let left = |answer: &Bytes| RateLimitResponse::decode(&answer[5..]).unwrap().statuses[0].limit_remaining;
-    for (index, cuts) in [&[][..], &[1], &[5], &[9], &[3, 4, 5], &[0, 7]].into_iter().enumerate() {
+    for (before, cuts) in (1..).zip([&[][..], &[1], &[5], &[9], &[3, 4, 5], &[0, 7]]) {
         let (answered, code, said) = answer(&server, None, pieces(cuts)).await;
         assert_eq!((code, said.as_str()), (Grpc::Ok, ""), "{cuts:?}");
-        assert_eq!(
-            (answered.len(), left(&answered)),
-            (first.len(), left(&first) - 1 - index as u32),
-            "{cuts:?}"
-        );
+        assert_eq!((answered.len(), left(&answered)), (first.len(), left(&first) - before), "{cuts:?}");
     }
     let mut compressed = whole.to_vec();
     compressed[0] = 1;
