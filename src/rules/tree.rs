@@ -6,10 +6,10 @@
 //! and a limit applies only to descriptors that end where it stands.
 //!
 //! A level costs one table lookup for the key, one for the value, one among the values of lists, one for each length of
-//! prefix that ranges have, and one for each *shape* of wildcard (how long the text before the first `*` and after the last
-//! one is), however many rules there are. Of wildcards with the same text at both ends, such as `*a*` and `*b*`, one pass
-//! over the value finds those whose middle occurs in it. Only regular expressions are tried one after the other, and there
-//! are few of them.
+//! prefix that ranges have, one for each length of what wildcards have before their first `*`, and where that is found, one
+//! for each length of what they have after their last, however many rules there are. Of wildcards with the same text at both
+//! ends, such as `*a*` and `*b*`, one pass over the value finds those whose middle occurs in it. Only regular expressions are
+//! tried one after the other, and there are few of them.
 
 use std::sync::Arc;
 

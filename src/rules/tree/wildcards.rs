@@ -1,10 +1,9 @@
 //! Wildcards of one key: the first in the order of the file that matches a value, found without trying all.
 
 use std::collections::BTreeMap;
-use std::hash::Hash;
 
 use aho_corasick::AhoCorasick;
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::HashMap;
 
 use super::Node;
 use crate::rules::rule::Source;
@@ -41,18 +40,28 @@ pub(super) struct Wildcards {
     patterns: Vec<(Pattern, Node)>,
     /// Each pattern's place in the order.
     orders: HashMap<Box<[u8]>, usize>,
-    /// In the order of their first pattern.
-    shapes: Vec<Shape>,
+    /// By what stands before the first `*`, and under that by what stands after the last.
+    by_prefix: Vec<ByLength<Vec<ByLength<Siblings>>>>,
 }
 
-/// Patterns whose ends are equally long.
+/// What belongs to texts that are equally long, by the text. A list of these is in the order of their first pattern.
 #[derive(Debug)]
-struct Shape {
-    prefix: usize,
-    suffix: usize,
-    /// Its first pattern's place in the order.
+struct ByLength<T> {
+    length: usize,
+    /// The first pattern's place in the order.
     first: usize,
-    by_ends: HashMap<OwnedEnds, Siblings>,
+    by_text: HashMap<Box<[u8]>, T>,
+}
+
+impl<T: Default> ByLength<T> {
+    /// What belongs to a text, to which a pattern is added that comes behind all that are there.
+    fn entry<'l>(list: &'l mut Vec<Self>, text: &[u8], order: usize) -> Option<&'l mut T> {
+        let place = list.iter().position(|of_length| of_length.length == text.len()).unwrap_or_else(|| {
+            list.push(Self { length: text.len(), first: order, by_text: HashMap::new() });
+            list.len() - 1
+        });
+        Some(list.get_mut(place)?.by_text.entry_ref(text).or_default())
+    }
 }
 
 /// Patterns with the same text at both ends.
@@ -76,17 +85,8 @@ struct Search {
 const FEW: usize = 4;
 
 /// What stands before a pattern's first `*`, and after its last.
-type OwnedEnds = (Box<[u8]>, Box<[u8]>);
-
-/// The ends of a value or of a pattern, to look up a shape's patterns with. Hashes like the pair that it is compared to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ends<'a>(pub(super) &'a [u8], pub(super) &'a [u8]);
-
-impl Equivalent<OwnedEnds> for Ends<'_> {
-    fn equivalent(&self, ends: &OwnedEnds) -> bool {
-        *self.0 == *ends.0 && *self.1 == *ends.1
-    }
-}
 
 impl Wildcards {
     /// Adds a pattern behind those that are there; or says where the same one is written.
@@ -102,14 +102,9 @@ impl Wildcards {
         let suffix = middle.pop().unwrap_or_default();
         middle.retain(|part| !part.is_empty());
 
-        let of_shape = |shape: &&mut Shape| shape.prefix == prefix.len() && shape.suffix == suffix.len();
-        if let Some(shape) = self.shapes.iter_mut().find(of_shape) {
-            shape.by_ends.entry((prefix, suffix)).or_default().orders.push(order);
-        } else {
-            let (prefix_len, suffix_len) = (prefix.len(), suffix.len());
-            let by_ends =
-                HashMap::from_iter([((prefix, suffix), Siblings { orders: vec![order], search: None })]);
-            self.shapes.push(Shape { prefix: prefix_len, suffix: suffix_len, first: order, by_ends });
+        let by_suffix = ByLength::entry(&mut self.by_prefix, &prefix, order);
+        if let Some(siblings) = by_suffix.and_then(|list| ByLength::entry(list, &suffix, order)) {
+            siblings.orders.push(order);
         }
         self.patterns.push((Pattern { text: text.as_bytes().into(), middle: middle.into() }, node));
         Ok(())
@@ -118,21 +113,23 @@ impl Wildcards {
     /// The first pattern of the file that matches, with its place among them.
     pub(super) fn find(&self, value: &[u8]) -> Option<(usize, &Node)> {
         let mut best: Option<(usize, &Node)> = None;
-        for shape in &self.shapes {
-            if best.is_some_and(|(order, _)| order < shape.first) {
+        for of_prefix in &self.by_prefix {
+            if best.is_some_and(|(order, _)| order < of_prefix.first) {
                 break;
             }
-            let Some((rest, suffix)) =
-                value.len().checked_sub(shape.suffix).and_then(|at| value.split_at_checked(at))
-            else {
-                continue;
-            };
-            let Some((prefix, between)) = rest.split_at_checked(shape.prefix) else { continue };
-            let Some(siblings) = shape.by_ends.get(&Ends(prefix, suffix)) else { continue };
-            if let Some((order, node)) = self.first_of(siblings, between)
-                && best.is_none_or(|(other, _)| order < other)
-            {
-                best = Some((order, node));
+            let Some((prefix, rest)) = value.split_at_checked(of_prefix.length) else { continue };
+            for of_suffix in of_prefix.by_text.get(prefix).into_iter().flatten() {
+                if best.is_some_and(|(order, _)| order < of_suffix.first) {
+                    break;
+                }
+                let at = rest.len().checked_sub(of_suffix.length);
+                let Some((between, suffix)) = at.and_then(|at| rest.split_at_checked(at)) else { continue };
+                let Some(siblings) = of_suffix.by_text.get(suffix) else { continue };
+                if let Some((order, node)) = self.first_of(siblings, between)
+                    && best.is_none_or(|(other, _)| order < other)
+                {
+                    best = Some((order, node));
+                }
             }
         }
         best
@@ -160,7 +157,9 @@ impl Wildcards {
 
     /// Makes ready to be searched what has been inserted.
     pub(super) fn prepare(&mut self) {
-        for siblings in self.shapes.iter_mut().flat_map(|shape| shape.by_ends.values_mut()) {
+        let by_suffix =
+            self.by_prefix.iter_mut().flat_map(|of_prefix| of_prefix.by_text.values_mut()).flatten();
+        for siblings in by_suffix.flat_map(|of_suffix| of_suffix.by_text.values_mut()) {
             if siblings.orders.len() <= FEW {
                 continue;
             }
