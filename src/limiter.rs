@@ -5,7 +5,7 @@
 //! whose buckets are in several slots of a Cluster, or in several stores, is decided part by part.
 
 use std::convert::Infallible;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -57,8 +57,6 @@ pub struct Failing {
     pub remember: Duration,
     /// What is answered, where a rule says nothing else.
     pub on_failure: OnRedisFailure,
-    /// How many processes there are at least.
-    pub replicas: NonZeroU32,
 }
 
 /// What the buckets of a request's charges are called in a shared store, in the order of the charges.

@@ -100,7 +100,7 @@ pub struct Settings {
     #[command(flatten)]
     pub failure: FailureSettings,
 
-    /// Buckets kept in memory, about 100 bytes each
+    /// Buckets kept in memory, about 100 bytes each; of Redis's, in case it fails, about 600 each
     ///
     /// At this number, buckets are forgotten that are full or soonest full again. Those of callers who are being
     /// limited are kept; when there are no others, new callers of a rule share one bucket.

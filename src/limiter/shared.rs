@@ -56,7 +56,6 @@ pub(super) struct Shared {
     clock: Clock,
     timeout: Duration,
     on_failure: OnRedisFailure,
-    replicas: NonZeroU32,
     /// The epochs of Redis's memory for which all that is known here has been told.
     told: AtomicU64,
     settling: AtomicUsize,
@@ -121,7 +120,6 @@ impl Shared {
             clock,
             timeout: failing.timeout,
             on_failure: failing.on_failure,
-            replicas: failing.replicas,
             settling: AtomicUsize::new(0),
             settled: Settled::default(),
             caps: Caps {
@@ -353,7 +351,7 @@ impl Shared {
 
     /// Decides here, as the rules say for a Redis that does not answer.
     fn decide_here(&self, charges: &[Charge], names: &[Bytes], node: Option<&Arc<Node>>) -> Decision {
-        let replicas = node.map_or(self.replicas, |node| node.replicas());
+        let replicas = node.map_or_else(|| self.redis.replicas(), |node| node.replicas());
         let epoch = node.map_or(0, |node| node.epoch());
         let policies: SmallVec<[OnRedisFailure; 4]> =
             charges.iter().map(|charge| self.policy(charge)).collect();

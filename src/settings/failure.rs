@@ -127,7 +127,6 @@ impl Settings {
             timeout: self.redis_timeout,
             remember: self.remember_denials,
             on_failure: self.failure.on_redis_failure,
-            replicas: self.failure.replicas,
         }
     }
 }
