@@ -273,6 +273,12 @@ fn metrics(c: &mut Criterion) {
     c.bench_function("metrics/traces of traced callers, and this one is not", |b| {
         b.iter(|| parent.call(black_box(&metadata)).is_some());
     });
+    let mut sampled = MetadataMap::new();
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    sampled.insert("traceparent", traceparent.parse().unwrap());
+    c.bench_function("metrics/traces of traced callers, and this one is", |b| {
+        b.iter(|| parent.call(black_box(&sampled)).map(|span| span.end("api", 1, Ok("ok"))));
+    });
 }
 
 criterion_group!(benches, lookup, load, bucket, store, service, metrics);

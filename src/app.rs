@@ -28,6 +28,7 @@ use crate::telemetry::denials::DenialLog;
 use crate::telemetry::export::Export;
 use crate::telemetry::metrics::{
     CALLS_SHED, CALLS_UNDER_WAY, CONNECTIONS, CONNECTIONS_ACCEPTED, CONNECTIONS_FAILED, CONNECTIONS_REFUSED,
+    TLS_END, TLS_REFUSED,
 };
 use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
 
@@ -189,21 +190,8 @@ impl App {
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, stop: impl Future<Output = Stop> + Send) -> Result<(), Error> {
-        let Self {
-            settings,
-            grpc,
-            http,
-            guard,
-            grpc_tls,
-            http_tls,
-            watch,
-            limiter,
-            metrics,
-            telemetry,
-            export,
-            clock,
-            mut hangup,
-        } = self;
+        let Self { settings, watch, limiter, metrics, telemetry, export, clock, mut hangup, .. } = self;
+        let (grpc_tls, http_tls) = (self.grpc_tls, self.http_tls);
         let bounds = settings.serving.bounds();
         let Serving {
             max_connections, max_calls, overload, request_timeout, drain_delay, drain_timeout, ..
@@ -235,7 +223,9 @@ impl App {
         let others = reflection(Routes::new(health_service))?;
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
         let (tally, http_tally) = (Arc::<Tally>::default(), Arc::<Tally>::default());
-        observe_serving(&metrics, &tally, &http_tally, &overload);
+        observe_calls(&metrics, &overload);
+        observe_listener(&metrics, "grpc", &tally, grpc_tls.as_ref());
+        observe_listener(&metrics, "http", &http_tally, http_tls.as_ref());
         let answers = Arc::new(Grpc::new(
             Arc::clone(&service),
             settings.max_message_bytes.get(),
@@ -252,7 +242,7 @@ impl App {
         let (phase, course) = Course::new();
         let mut listeners = JoinSet::new();
         let mut addresses = Vec::new();
-        for listener in grpc {
+        for listener in self.grpc {
             addresses.push(listener.endpoint().to_string());
             let (answers, course) = (Arc::clone(&answers), course.clone());
             let connected = course.clone();
@@ -263,11 +253,11 @@ impl App {
         // Told when all calls are answered, so that probes and metrics are there until then.
         let (end_http, http_course) = Course::new();
         let mut http_listener = JoinSet::new();
-        match http {
+        match self.http {
             Some(listener) => {
                 tracing::info!(grpc = %addresses.join(","), http = %listener.endpoint(), "serving");
                 let answers = Arc::new(Http {
-                    guard,
+                    guard: self.guard,
                     watch: Arc::clone(&watch),
                     limiter,
                     service,
@@ -358,20 +348,29 @@ fn reflection(routes: Routes) -> Result<Routes, Error> {
     Ok(routes.add_service(described().build_v1alpha().map_err(failed)?))
 }
 
-/// Has connections and calls under way told with the other metrics.
+/// Has calls under way told with the other metrics.
 #[allow(clippy::cast_precision_loss, reason = "so many there are not")]
-fn observe_serving(metrics: &Metrics, grpc: &Arc<Tally>, http: &Arc<Tally>, overload: &Arc<Overload>) {
-    let (tallies, overload) =
-        ([("grpc", Arc::clone(grpc)), ("http", Arc::clone(http))], Arc::clone(overload));
+fn observe_calls(metrics: &Metrics, overload: &Arc<Overload>) {
+    let overload = Arc::clone(overload);
     metrics.observe(move |to| {
-        for (listener, tally) in &tallies {
-            to.number(&CONNECTIONS, &[listener], tally.open() as f64);
-            to.count(&CONNECTIONS_ACCEPTED, &[listener], tally.accepted());
-            to.count(&CONNECTIONS_REFUSED, &[listener], tally.refused());
-            to.count(&CONNECTIONS_FAILED, &[listener], tally.failed());
-        }
         to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
         to.count(&CALLS_SHED, &[], overload.shed());
+    });
+}
+
+/// The same for the connections of a listener, and its certificate, if it has one.
+#[allow(clippy::cast_precision_loss, reason = "so many there are not")]
+fn observe_listener(metrics: &Metrics, name: &'static str, tally: &Arc<Tally>, tls: Option<&Arc<Tls>>) {
+    let (tally, tls) = (Arc::clone(tally), tls.cloned());
+    metrics.observe(move |to| {
+        to.number(&CONNECTIONS, &[name], tally.open() as f64);
+        to.count(&CONNECTIONS_ACCEPTED, &[name], tally.accepted());
+        to.count(&CONNECTIONS_REFUSED, &[name], tally.refused());
+        to.count(&CONNECTIONS_FAILED, &[name], tally.failed());
+        if let Some(tls) = &tls {
+            to.number(&TLS_END, &[name], tls.end() as f64);
+            to.number(&TLS_REFUSED, &[name], f64::from(u8::from(tls.is_refused())));
+        }
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ pub struct Settings {
     pub rules: PathBuf,
 
     /// How often the rule files are looked at; changes that the system tells of are seen at once
-    #[arg(long, env = "WEIR_RULES_POLL", value_name = "DURATION", default_value = "10s", value_parser = poll)]
+    #[arg(long, env = "WEIR_RULES_POLL", value_name = "DURATION", default_value = "10s",
+          value_parser = |text: &str| duration(text, Duration::from_millis(100)..=Duration::from_secs(10)))]
     pub rules_poll: Duration,
 
     /// Have the system tell of changes to the rule files
@@ -85,7 +87,7 @@ pub struct Settings {
 
     /// Longest time that a call may take with Redis, from its arrival on
     #[arg(long, env = "WEIR_REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms",
-          value_parser = call_timeout)]
+          value_parser = |text: &str| duration(text, Duration::from_millis(1)..=Duration::from_secs(10)))]
     pub redis_timeout: Duration,
 
     /// Longest time that a denial by Redis is remembered, and not asked again; 0s for never
@@ -153,18 +155,16 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
 }
 
-/// How long a call may take: neither nothing nor so long that nobody waits for it.
-fn call_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let sensible = Duration::from_millis(1)..=Duration::from_secs(10);
-    if sensible.contains(&timeout) { Ok(timeout) } else { Err("write a duration from 1ms to 10s".into()) }
-}
-
-/// How often rule files are looked at: not all the time, and seldom enough to be cheap is often enough to be noticed.
-fn poll(text: &str) -> Result<Duration, String> {
-    let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let sensible = Duration::from_millis(100)..=Duration::from_secs(10);
-    if sensible.contains(&pause) { Ok(pause) } else { Err("write a duration from 100ms to 10s".into()) }
+/// A duration that makes sense where it stands.
+pub(crate) fn duration(text: &str, sensible: RangeInclusive<Duration>) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if sensible.contains(&duration) => Ok(duration),
+        _ => {
+            let [least, most] =
+                [sensible.start(), sensible.end()].map(|end| humantime::format_duration(*end));
+            Err(format!("write a duration from {least} to {most}"))
+        }
+    }
 }
 
 /// How many bursts a bucket may be in debt.

@@ -8,8 +8,9 @@ use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -25,6 +26,8 @@ use tokio_rustls::TlsAcceptor;
 use webpki::EndEntityCert;
 
 use super::Incoming;
+
+mod validity;
 
 /// How often files are read.
 const READ_EVERY: Duration = Duration::from_secs(1);
@@ -83,6 +86,8 @@ pub struct Tls {
     /// What clients are told that is spoken here (ALPN).
     protocol: &'static [u8],
     current: ArcSwap<ServerConfig>,
+    /// When the certificate that is shown ends, or one between it and an authority, in seconds since the epoch.
+    end: AtomicU64,
     /// What the files held when they were read last, whether it could be used or not.
     seen: Mutex<Seen>,
 }
@@ -101,9 +106,22 @@ impl Tls {
     /// When one cannot be read, or they do not go together, in a line.
     pub fn new(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, String> {
         let contents = Contents::read(&files)?;
-        let config = contents.config(&files, protocol)?;
+        let (config, end) = contents.config(&files, protocol)?;
+        tracing::info!(certificate = %files.certificate.display(), until = %told(end), "certificates read");
         let seen = Mutex::new(Seen { digest: Some(contents.digest()), failures: 0 });
-        Ok(Self { files, protocol, current: ArcSwap::from_pointee(config), seen })
+        Ok(Self { files, protocol, current: ArcSwap::from_pointee(config), end: end.into(), seen })
+    }
+
+    /// When the certificate that is shown ends, in seconds since the epoch.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    /// Whether the files as they are now cannot be used, for longer than it takes to replace them.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).failures >= PATIENCE
     }
 
     /// Begins TLS on a connection.
@@ -136,10 +154,12 @@ impl Tls {
         let is_new = digest != seen.digest;
         seen.digest = digest;
         match read.and_then(|contents| contents.config(&self.files, self.protocol)) {
-            Ok(config) => {
+            Ok((config, end)) => {
                 seen.failures = 0;
                 self.current.store(Arc::new(config));
-                tracing::info!(certificate = %self.files.certificate.display(), "certificates read anew");
+                self.end.store(end, Ordering::Relaxed);
+                let certificate = self.files.certificate.display();
+                tracing::info!(%certificate, until = %told(end), "certificates read anew");
             }
             Err(error) => {
                 seen.failures = if is_new { 1 } else { seen.failures.saturating_add(1) };
@@ -179,8 +199,13 @@ impl Contents {
         digest.finalize().into()
     }
 
-    fn config(&self, files: &TlsFiles, protocol: &[u8]) -> Result<ServerConfig, String> {
+    /// What connections are made with, and until when.
+    fn config(&self, files: &TlsFiles, protocol: &[u8]) -> Result<(ServerConfig, u64), String> {
         let chain = certificates(&self.certificate, &files.certificate)?;
+        let ends: Option<Vec<u64>> = chain.iter().map(|certificate| validity::end(certificate)).collect();
+        let end = ends.and_then(|ends| ends.into_iter().min());
+        let end =
+            end.ok_or_else(|| format!("{}: a certificate without an end", files.certificate.display()))?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|_| format!("{}: no private key in PEM format", files.key.display()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -207,8 +232,13 @@ impl Contents {
             format!("{certificate} and {key}: {error}")
         })?;
         config.alpn_protocols = vec![protocol.to_owned()];
-        Ok(config)
+        Ok((config, end))
     }
+}
+
+/// A moment for people.
+fn told(end: u64) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(end))
 }
 
 /// The certificates in a PEM file, of which there is at least one.
@@ -310,6 +340,14 @@ mod tests {
         (cert.pem(), signing_key.serialize_pem())
     }
 
+    /// One that is good until the first of January of this year.
+    fn pair_until(year: i32) -> (String, String) {
+        let mut params = rcgen::CertificateParams::new(["weir.test".into()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
     #[test]
     fn what_is_wrong_with_the_files_is_said_with_their_names() {
         let (_directory, files) = files();
@@ -332,20 +370,26 @@ mod tests {
     fn replaced_files_are_taken_when_they_go_together_and_not_before() {
         let (_directory, files) = files();
         let tls = Tls::new(files.clone(), b"h2").unwrap();
+        assert_eq!(tls.end(), 67_090_118_400, "in 4096, as the library has it that makes them");
         let first = tls.current.load_full();
         let is_first = |tls: &Tls| Arc::ptr_eq(&first, &tls.current.load_full());
         tls.look();
         assert!(is_first(&tls), "nothing has changed");
-        let (certificate, key) = pair();
+        let (certificate, key) = pair_until(2030);
         std::fs::write(&files.certificate, certificate).unwrap();
         tls.look();
-        assert!(is_first(&tls), "another certificate, and still the old key");
+        assert!(
+            is_first(&tls) && !tls.is_refused(),
+            "another certificate, and still the old key, for a moment"
+        );
         std::fs::remove_file(&files.key).unwrap();
         (0..5).for_each(|_| tls.look());
-        assert!(is_first(&tls));
+        assert!(is_first(&tls) && tls.is_refused());
+        assert_eq!(tls.end(), 67_090_118_400, "of the one that is shown");
         std::fs::write(&files.key, key).unwrap();
         tls.look();
-        assert!(!is_first(&tls));
+        assert!(!is_first(&tls) && !tls.is_refused());
+        assert_eq!(tls.end(), 1_893_456_000);
         let second = tls.current.load_full();
         tls.look();
         assert!(Arc::ptr_eq(&second, &tls.current.load_full()));

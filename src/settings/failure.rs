@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::Settings;
-use super::redis::{MINUTE, TENTH, duration};
+use super::duration;
+use super::redis::{MINUTE, TENTH};
 use crate::breaker::Thresholds;
 use crate::decision::OnRedisFailure;
 use crate::limiter::Failing;

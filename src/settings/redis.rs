@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Settings;
+use super::{Settings, duration};
 use crate::store::{Files, Target, Tuning};
 
 /// A URL that may hold a password: it is not shown, and read only by [`Settings::redis`], whose errors do not show it.
@@ -166,17 +166,6 @@ fn count(text: &str, sensible: RangeInclusive<usize>) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if sensible.contains(&count) => Ok(count),
         _ => Err(format!("write a number from {} to {}", sensible.start(), sensible.end())),
-    }
-}
-
-pub(super) fn duration(text: &str, sensible: RangeInclusive<Duration>) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if sensible.contains(&duration) => Ok(duration),
-        _ => {
-            let [least, most] =
-                [sensible.start(), sensible.end()].map(|end| humantime::format_duration(*end));
-            Err(format!("write a duration from {least} to {most}"))
-        }
     }
 }
 

@@ -48,7 +48,9 @@ impl Export {
             Some("http/protobuf") if settings.otlp_endpoint.is_none() => Protocol::Http,
             _ => settings.otlp_protocol,
         };
-        let sender = Sender::new(&endpoint, protocol, &Extras::from_env(variable)?)?;
+        let mut extras = Extras::from_env(variable)?;
+        extras.ca = settings.otlp_ca.clone().or(extras.ca);
+        let sender = Sender::new(&endpoint, protocol, &extras)?;
         let resource = resource(&variable)?;
         let traces = Traces::new(settings.traces, sender.clone(), resource.clone());
         let start = clock.now();

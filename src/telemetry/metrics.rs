@@ -116,6 +116,8 @@ instruments! {
         "Calls that Redis did not decide, by reason: late, queue_full, circuit_open, unreachable, loading, oom and so on.";
     REDIS_REPLICAS: Gauge "weir.redis.replicas" "{process}" [store, node]
         "Processes that share the limits, as far as is known: among so many they are divided while Redis does not answer.";
+    REDIS_UNCOUNTED: Counter "weir.redis.heartbeats.failed" "{heartbeat}" [store, node]
+        "Times that this process could not be counted among those: Redis forbade it, or did not answer.";
     BREAKER_STATE: Gauge "weir.breaker.state" "" [store, node, state]
         "1 for the state that the breaker before a server of Redis is in: closed, open or probing.";
     BREAKER_OPENINGS: Counter "weir.breaker.openings" "{change}" [store, node]
@@ -158,6 +160,10 @@ instruments! {
         "Connections that were closed at once, because there were as many as there may be.";
     CONNECTIONS_FAILED: Counter "weir.connections.failed" "{connection}" [listener]
         "Connections that never came to a request: their handshake failed, or took too long.";
+    TLS_END: Gauge "weir.tls.certificate.expires_at" "s" [listener]
+        "When the certificate that is shown ends, or one that it rests on, since the epoch.";
+    TLS_REFUSED: Gauge "weir.tls.certificate.refused" "" [listener]
+        "1 if the files of certificates as they are now cannot be used, and those from before are, else 0.";
     PROCESS_CPU: Counter "weir.process.cpu" "s" []
         "CPU time that the process has used.";
     PROCESS_MEMORY: Gauge "weir.process.resident_memory" "By" []

@@ -3,6 +3,7 @@
 //! <https://opentelemetry.io/docs/specs/otlp/>. What cannot be delivered is not tried again: metrics are cumulative, so
 //! the next report says it too; spans are lost, and that is said in the log, once until it goes well again.
 
+use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,11 +22,13 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 
 use super::settings::Protocol;
+use trust::Trust;
 
 pub(super) mod encode;
+mod trust;
 
 /// Longest time to deliver a report, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -44,7 +47,8 @@ struct Inner {
 
 enum Transport {
     Grpc(Channel, MetadataMap),
-    Http(Vec<(HeaderName, HeaderValue)>),
+    /// What is sent with each report, and TLS if the URL wants it.
+    Http(Vec<(HeaderName, HeaderValue)>, Option<TlsConnector>),
 }
 
 impl std::fmt::Debug for Sender {
@@ -58,6 +62,10 @@ impl std::fmt::Debug for Sender {
 pub struct Extras {
     headers: Vec<(String, String)>,
     timeout: Option<Duration>,
+    /// File of the authorities that the collector's certificate may be signed by, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// Files of this process's own certificate and its key.
+    identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl std::fmt::Debug for Extras {
@@ -68,8 +76,9 @@ impl std::fmt::Debug for Extras {
 }
 
 impl Extras {
-    /// From `OTEL_EXPORTER_OTLP_HEADERS` (`name=value,name=value`, percent-encoded) and `OTEL_EXPORTER_OTLP_TIMEOUT`
-    /// (milliseconds), as `variable` tells them.
+    /// From `OTEL_EXPORTER_OTLP_HEADERS` (`name=value,name=value`, percent-encoded), `OTEL_EXPORTER_OTLP_TIMEOUT`
+    /// (milliseconds), and for TLS `OTEL_EXPORTER_OTLP_CERTIFICATE`, `…_CLIENT_CERTIFICATE` and `…_CLIENT_KEY` (files), as
+    /// `variable` tells them.
     ///
     /// # Errors
     /// When one of them makes no sense. The message does not show a header's value.
@@ -95,7 +104,15 @@ impl Extras {
                 .map(Duration::from_millis)
                 .map_err(|_| format!("{MILLIS}: `{text}` are no milliseconds"))
         });
-        Ok(Self { headers, timeout: timeout.transpose()? })
+        let file = |name: &str| variable(&format!("OTEL_EXPORTER_OTLP_{name}")).map(PathBuf::from);
+        let identity = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                return Err("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and …_CLIENT_KEY: set both or none".into());
+            }
+        };
+        Ok(Self { headers, timeout: timeout.transpose()?, ca: file("CERTIFICATE"), identity })
     }
 }
 
@@ -121,7 +138,7 @@ impl Sender {
     /// runtime.
     ///
     /// # Errors
-    /// When the endpoint makes no sense.
+    /// When the endpoint makes no sense, or TLS to it cannot be had with these files.
     pub fn new(endpoint: &str, protocol: Protocol, extras: &Extras) -> Result<Self, String> {
         let odd = |reason: &str| format!("--otlp-endpoint {endpoint}: {reason}; write http://host:4317");
         let uri = Uri::from_str(endpoint).map_err(|error| odd(&error.to_string()))?;
@@ -134,11 +151,15 @@ impl Sender {
             return Err(odd("a host is needed, and no user in front of it"));
         }
         let timeout = extras.timeout.unwrap_or(TIMEOUT);
+        let identity = extras.identity.as_ref().map(|(certificate, key)| (&**certificate, &**key));
+        let trust = is_https.then(|| Trust::read(extras.ca.as_deref(), identity)).transpose();
+        let bad_files = |error: String| format!("TLS to the collector: {error}");
+        let trust = trust.map_err(bad_files)?;
         let transport = match protocol {
             Protocol::Grpc => {
                 let mut endpoint = Endpoint::from(uri.clone()).timeout(timeout).connect_timeout(timeout);
-                if is_https {
-                    let tls = ClientTlsConfig::new().with_native_roots();
+                if let Some(trust) = trust {
+                    let tls = trust.of_channel().map_err(bad_files)?;
                     endpoint = endpoint.tls_config(tls).map_err(|error| odd(&error.to_string()))?;
                 }
                 let mut metadata = MetadataMap::new();
@@ -155,7 +176,8 @@ impl Sender {
                 let header = |(name, value): &(String, String)| {
                     Some((HeaderName::from_str(name).ok()?, HeaderValue::from_str(value).ok()?))
                 };
-                Transport::Http(extras.headers.iter().filter_map(header).collect())
+                let tls = trust.map(|trust| trust.connector().map_err(bad_files)).transpose()?;
+                Transport::Http(extras.headers.iter().filter_map(header).collect(), tls)
             }
         };
         Ok(Self(Arc::new(Inner { transport, timeout, endpoint: uri, troubled: AtomicBool::new(false) })))
@@ -170,7 +192,9 @@ impl Sender {
                     let sent = MetricsServiceClient::new(channel.clone()).export(request).await;
                     sent.map(|_| ()).map_err(|status| said(&status))
                 }
-                Transport::Http(headers) => self.0.post("/v1/metrics", headers, report.encode_to_vec()).await,
+                Transport::Http(headers, tls) => {
+                    self.0.post("/v1/metrics", headers, tls.as_ref(), report.encode_to_vec()).await
+                }
             }
         })
         .await
@@ -185,7 +209,9 @@ impl Sender {
                     let sent = TraceServiceClient::new(channel.clone()).export(request).await;
                     sent.map(|_| ()).map_err(|status| said(&status))
                 }
-                Transport::Http(headers) => self.0.post("/v1/traces", headers, report.encode_to_vec()).await,
+                Transport::Http(headers, tls) => {
+                    self.0.post("/v1/traces", headers, tls.as_ref(), report.encode_to_vec()).await
+                }
             }
         })
         .await
@@ -217,12 +243,12 @@ impl Inner {
         &self,
         path: &str,
         headers: &[(HeaderName, HeaderValue)],
+        tls: Option<&TlsConnector>,
         report: Vec<u8>,
     ) -> Result<(), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         let host = self.endpoint.host().unwrap_or_default();
-        let is_https = self.endpoint.scheme_str() == Some("https");
-        let port = self.endpoint.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        let port = self.endpoint.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
         let bare_host = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((bare_host, port)).await.map_err(|error| text(&error))?;
         let authority = self.endpoint.authority().map(http::uri::Authority::as_str).unwrap_or_default();
@@ -234,21 +260,14 @@ impl Inner {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(Bytes::from(report))).map_err(|error| text(&error))?;
-        if is_https {
+        if let Some(tls) = tls {
             let name = ServerName::try_from(bare_host.to_owned()).map_err(|error| text(&error))?;
-            let stream = tls().connect(name, stream).await.map_err(|error| text(&error))?;
+            let stream = tls.connect(name, stream).await.map_err(|error| text(&error))?;
             exchange(TokioIo::new(stream), request).await
         } else {
             exchange(TokioIo::new(stream), request).await
         }
     }
-}
-
-fn tls() -> TlsConnector {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    TlsConnector::from(Arc::new(config))
 }
 
 async fn exchange<I>(io: I, request: Request<Full<Bytes>>) -> Result<(), String>
@@ -297,6 +316,23 @@ mod tests {
             Extras::from_env(|name| name.ends_with("HEADERS").then(|| "a=x,b c=s3cret".into())).unwrap_err();
         assert!(error.contains("pair 2") && !error.contains("s3cret"), "{error}");
         assert!(Extras::from_env(|name| name.ends_with("TIMEOUT").then(|| "10s".into())).is_err());
+        let error = Extras::from_env(|name| name.ends_with("CLIENT_KEY").then(|| "key.pem".into()));
+        assert!(error.unwrap_err().contains("set both or none"));
+    }
+
+    #[tokio::test]
+    async fn files_for_tls_that_cannot_be_used_are_said_at_the_start_and_only_matter_with_https() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ca.pem");
+        let extras = Extras { ca: Some(file.clone()), ..Extras::default() };
+        for protocol in [Protocol::Grpc, Protocol::Http] {
+            let refused = || Sender::new("https://127.0.0.1:4317", protocol, &extras).unwrap_err();
+            _ = std::fs::remove_file(&file);
+            assert!(refused().contains("ca.pem: No such file"), "{}", refused());
+            std::fs::write(&file, "x").unwrap();
+            assert!(refused().ends_with("ca.pem: no certificate in PEM format"), "{}", refused());
+            Sender::new("http://127.0.0.1:4317", protocol, &extras).unwrap();
+        }
     }
 
     #[tokio::test]

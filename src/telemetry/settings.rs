@@ -1,8 +1,11 @@
 //! What can be set of metrics, traces and logs.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
+
+use crate::settings::duration;
 
 /// Settings of metrics, traces and logs.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,8 +29,16 @@ pub struct TelemetrySettings {
     #[arg(long, env = "WEIR_OTLP_PROTOCOL", value_name = "PROTOCOL", default_value = "grpc")]
     pub otlp_protocol: Protocol,
 
+    /// PEM file of the authorities that its certificate may be signed by, in place of the system's
+    ///
+    /// For https. Without it, OTEL_EXPORTER_OTLP_CERTIFICATE is used. weir's own certificate, if the collector wants one, comes
+    /// from OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY.
+    #[arg(long, env = "WEIR_OTLP_CA", value_name = "FILE")]
+    pub otlp_ca: Option<PathBuf>,
+
     /// How often metrics are sent to it
-    #[arg(long, env = "WEIR_OTLP_INTERVAL", value_name = "DURATION", default_value = "15s", value_parser = interval)]
+    #[arg(long, env = "WEIR_OTLP_INTERVAL", value_name = "DURATION", default_value = "15s",
+          value_parser = |text: &str| duration(text, Duration::from_millis(100)..=Duration::from_secs(3_600)))]
     pub otlp_interval: Duration,
 
     /// Which calls are traced: off, parent (those whose caller is), or a share such as 0.01 of those without a caller's word
@@ -59,6 +70,7 @@ impl Default for TelemetrySettings {
             max_detailed_series: 1_000,
             otlp_endpoint: None,
             otlp_protocol: Protocol::Grpc,
+            otlp_ca: None,
             otlp_interval: Duration::from_secs(15),
             traces: Sampling::Off,
             log: "info".into(),
@@ -112,10 +124,4 @@ fn sampling(text: &str) -> Result<Sampling, String> {
 fn share(text: &str) -> Result<f64, String> {
     let share: f64 = text.parse().map_err(|_| "write a number such as 0.8".to_owned())?;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("write a number from 0 to 1".into()) }
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    let sensible = Duration::from_millis(100)..=Duration::from_secs(3_600);
-    if sensible.contains(&interval) { Ok(interval) } else { Err("write a duration from 100ms to 1h".into()) }
 }

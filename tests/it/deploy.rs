@@ -158,6 +158,35 @@ fn promtool_takes_the_alerts() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Of two instances, everything is wrong with one and nothing with the other.
+#[test]
+fn each_alert_fires_for_whom_it_is_about_and_for_nobody_else() {
+    let tests = text("alerts_test.yaml");
+    for line in text("alerts.yaml").lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(&format!("alertname: {line}\n")), "nothing says when {line} fires");
+    }
+    let output =
+        Command::new("promtool").args(["test", "rules"]).arg(file("alerts_test.yaml")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for series in tests.split("series: '").skip(1).map(|rest| rest.split('\'').next().unwrap()) {
+        assert_eq!(mistakes(series), [""; 0], "{series}");
+    }
+}
+
+/// The image that it runs in has a C library, and libraries of the compiler, and no others.
+#[test]
+fn the_program_needs_no_library_that_its_image_lacks() {
+    let output = Command::new("ldd").arg(env!("CARGO_BIN_EXE_weir")).output().unwrap();
+    let needed = String::from_utf8(output.stdout).unwrap();
+    const THERE: [&str; 6] =
+        ["linux-vdso.so.1", "libc.so.6", "libm.so.6", "libgcc_s.so.1", "libstdc++.so.6", "ld-linux"];
+    for line in needed.lines() {
+        assert!(THERE.iter().any(|library| line.contains(library)), "{line}");
+    }
+    assert!(needed.contains("libc.so.6"), "{needed}");
+    assert!(text("Containerfile").contains("\nFROM gcr.io/distroless/cc-"), "the image that these are in");
+}
+
 /// Variables that a file sets are known to `weir serve`; so are flags.
 fn known_variables(text: &str) {
     let help = Command::new(env!("CARGO_BIN_EXE_weir")).args(["serve", "--help"]).output().unwrap();
@@ -185,6 +214,30 @@ fn the_manifests_fit_together_and_their_rules_load() {
     let pod = &deployment["template"]["spec"];
     let container = &pod["containers"][0];
     assert_eq!(container["ports"][0]["containerPort"], 8081);
+    assert_eq!(container["ports"][1], serde_json::json!({ "name": "http", "containerPort": 8080 }));
+    assert_eq!(
+        container["livenessProbe"]["httpGet"],
+        serde_json::json!({ "port": "http", "path": "/livez" })
+    );
+    let annotations = &deployment["template"]["metadata"]["annotations"];
+    assert_eq!(
+        (&annotations["prometheus.io/port"], &annotations["prometheus.io/path"]),
+        (&"8080".into(), &"/metrics".into())
+    );
+    // Each port can be asked for by its name, and by whom is said.
+    let let_in: Vec<u64> = kind("NetworkPolicy")["spec"]["ingress"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| rule["ports"][0]["port"].as_u64().unwrap())
+        .collect();
+    let ports = kind("Service")["spec"]["ports"].as_array().unwrap();
+    let served: Vec<u64> = ports.iter().map(|port| port["port"].as_u64().unwrap()).collect();
+    assert_eq!((&let_in, &served), (&vec![8081, 8080], &vec![8081, 8080]));
+    assert_eq!(ports[1]["targetPort"], container["ports"][1]["name"]);
+    let monitor = yaml("kubernetes/podmonitor.yaml").pop().unwrap();
+    assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], "http");
     assert_eq!(container["readinessProbe"]["grpc"]["port"], 8081);
     assert_eq!(kind("Service")["spec"]["ports"][0]["targetPort"], container["ports"][0]["name"]);
     assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() > 30, "longer than --drain-timeout");
@@ -200,12 +253,19 @@ fn the_manifests_fit_together_and_their_rules_load() {
 fn the_container_file_copies_what_there_is_and_runs_as_nobody_in_particular() {
     let container = text("Containerfile");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored = std::fs::read_to_string(root.join(".dockerignore")).unwrap();
     for line in container.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from")) {
         let sources: Vec<&str> = line.split_whitespace().skip(1).collect();
         for source in &sources[..sources.len() - 1] {
             assert!(root.join(source).exists(), "{line}: {source}");
+            // Of everything else, nothing is sent to whoever builds.
+            assert!(
+                ignored.lines().any(|line| line == format!("!{source}")),
+                "{source} is not in .dockerignore"
+            );
         }
     }
+    assert!(ignored.lines().any(|line| line == "*"));
     let (_, last) = container.rsplit_once("\nFROM ").unwrap();
     assert!(last.contains("\nUSER 65532"), "not root");
     assert!(last.contains("ENTRYPOINT [\"/usr/bin/weir\"]"));

@@ -412,6 +412,30 @@ async fn a_connection_that_is_kept_open_keeps_nobody_waiting_at_the_end() {
     drop((kept, silent));
 }
 
+#[tokio::test]
+async fn http_is_answered_on_a_unix_socket_to_whoever_may_open_it() {
+    use tokio::net::UnixStream;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    let (server, _rules) = server(|settings| {
+        settings.http.http = format!("unix:{}", path.display()).parse().unwrap();
+        // Of addresses, none would be let in.
+        settings.http.http_allow = vec!["192.0.2.0/24".parse().unwrap()];
+    })
+    .await;
+    for path_asked in ["/livez", "/metrics"] {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let message = format!("GET {path_asked} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n");
+        stream.write_all(message.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+        assert_eq!(parse(&answer).status, 200, "{path_asked}");
+    }
+    server.stop().await.unwrap();
+    assert!(!path.exists());
+}
+
 #[test]
 fn http_can_be_off_and_its_settings_are_checked() {
     let directory = rules(RULES);

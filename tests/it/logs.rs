@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use weir::proto::RateLimitServiceClient;
 
+use crate::support::redis::RedisServer;
 use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
@@ -78,6 +80,65 @@ async fn signals_change_what_is_logged_and_back() {
     weir.await_log("have not changed", 1);
     assert_eq!(weir.logged("unknown domain"), 1);
     weir.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_in_trouble_are_not_logged_one_by_one() {
+    let rules = rules(RULES);
+    // Nobody listens there.
+    let flags = ["--redis", "redis://127.0.0.1:1", "--log-denials", "0"];
+    let weir = that_denies(&flags, rules.path()).await;
+    weir.await_log("circuit opened", 1);
+    let troubled = weir.logged("WARN") + weir.logged("ERROR");
+    assert!((1..10).contains(&troubled), "{troubled} lines of trouble for 201 calls");
+    weir.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_logged_however_much_is() {
+    let (redis, rules) = (RedisServer::start(), rules(RULES));
+    let directory = tempfile::tempdir().unwrap();
+    let [token, password] = ["token", "password"].map(|name| directory.path().join(name));
+    std::fs::write(&token, "t0ken-in-a-file").unwrap();
+    std::fs::write(&password, "w0rd-in-a-file").unwrap();
+    let user = ["limiter", "on", ">w0rd-in-a-url", ">w0rd-in-a-file", "~*", "+@all"];
+    redis::cmd("ACL").arg("SETUSER").arg(&user).query::<()>(&mut redis.connection()).unwrap();
+    let (token, other) = (token.to_str().unwrap(), password.to_str().unwrap());
+    let url = format!("redis://limiter:w0rd-in-a-url@{}", redis.host());
+    let named = format!("other=redis://limiter@{}?password_file={other}", redis.host());
+    let wrong = format!("wrong=redis://limiter:w0rd-that-is-wrong@{}", redis.host());
+    let flags = [
+        "--redis",
+        &url,
+        "--redis-store",
+        &named,
+        "--redis-store",
+        &wrong,
+        "--http-token-file",
+        token,
+        "--log",
+        "debug,weir=trace",
+    ];
+    let weir = that_denies(&flags, rules.path()).await;
+    weir.await_log("authentication failed", 1);
+    for bearer in ["t0ken-in-a-file", "t0ken-that-is-wrong"] {
+        let mut stream = tokio::net::TcpStream::connect(weir.http()).await.unwrap();
+        let message = format!(
+            "GET /rules HTTP/1.1\r\nhost: weir\r\nconnection: close\r\nauthorization: Bearer {bearer}\r\n\r\n"
+        );
+        stream.write_all(message.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with(if bearer.ends_with("file") { "HTTP/1.1 200" } else { "HTTP/1.1 401" }),
+            "{answer}"
+        );
+    }
+    weir.signal(Signal::TERM);
+    weir.await_log("stopped", 1);
+    for secret in ["w0rd", "t0ken"] {
+        assert_eq!(weir.logged(secret), 0, "{secret}");
+    }
 }
 
 #[test]

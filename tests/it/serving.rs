@@ -289,6 +289,24 @@ async fn grpc_is_answered_on_several_addresses_unix_sockets_among_them() {
     assert!(!path.exists());
 }
 
+#[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_waiting_at_the_end() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.request_timeout = Duration::from_secs(600);
+        settings.serving.drain_timeout = Duration::from_secs(600);
+    })
+    .await;
+    let mut silent = Vec::new();
+    for said in [&b""[..], b"PRI * HT", HELLO] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        silent.push(stream);
+    }
+    // Whoever comes after them is accepted after them.
+    assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
+    tokio::time::timeout(PATIENCE, server.stop()).await.expect("long before the time is over").unwrap();
+}
+
 async fn channel(weir: &Weir) -> Channel {
     Endpoint::from_shared(format!("http://{}", weir.grpc())).unwrap().connect().await.unwrap()
 }

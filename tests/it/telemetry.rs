@@ -8,6 +8,7 @@ use tonic::Request;
 use weir::telemetry::otlp::{Extras, Sender};
 use weir::telemetry::settings::{Protocol, Sampling, TelemetrySettings};
 
+use crate::support::certificates::Authority;
 use crate::support::collector::{Collector, attribute};
 use crate::support::python;
 use crate::support::redis::RedisServer;
@@ -17,6 +18,7 @@ const RULES: &str = "
 domain: api
 descriptors:
   - { key: user, rate_limit: { unit: day, requests_per_unit: 3, name: few } }
+  - { key: soft, shadow_mode: true, rate_limit: { unit: day, requests_per_unit: 1 } }
   - { key: told, detailed_metric: true, rate_limit: { unit: day, requests_per_unit: 3 } }
 ";
 
@@ -237,7 +239,172 @@ async fn others_read_both_text_formats() {
         let read = python::run("metrics.py", &[name, file.path().to_str().unwrap()]);
         let samples = text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(read.trim(), samples.to_string(), "{text}");
+        if accept.is_none() {
+            // Prometheus's own opinion of names, units and types.
+            let lint = std::process::Command::new("promtool")
+                .args(["check", "metrics"])
+                .stdin(std::fs::File::open(file.path()).unwrap())
+                .output()
+                .expect("promtool is there; .ci/run says how to get it");
+            assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stderr));
+        }
     }
     drop(client);
     server.stop().await.unwrap();
+}
+
+/// Waits until what is told to Prometheus has a line with this beginning whose figure is so.
+async fn until(server: &Server, series: &str, is_so: impl Fn(f64) -> bool) {
+    let told = async {
+        loop {
+            let text = server.telemetry.render(None).1;
+            let figure = text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+            if figure.is_some_and(&is_so) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let told = tokio::time::timeout(Duration::from_secs(30), told).await;
+    assert!(told.is_ok(), "{series} does not come to it:\n{}", server.telemetry.render(None).1);
+}
+
+/// Every figure about Redis, while it is there and when it has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_redis_does_and_what_is_done_without_it_is_told_in_figures() {
+    let collector = Collector::grpc().await;
+    let (mut redis, rules) = (RedisServer::start(), rules(RULES));
+    let server = Server::start(weir::settings::Settings {
+        redis: Some(redis.url().into()),
+        redis_timeout: Duration::from_secs(5),
+        telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Parent),
+        ..settings(rules.path())
+    })
+    .await;
+    let mut client = server.client().await;
+    let of = format!("store=\"default\",node=\"{}\"", redis.host());
+    until(&server, &format!("weir_redis_connections{{{of}}}"), |count| count == 2.0).await;
+    until(&server, &format!("weir_redis_replicas{{{of}}}"), |count| count == 1.0).await;
+    for (key, times) in [("user", 5), ("soft", 2)] {
+        for _ in 0..times {
+            client.should_rate_limit(traced("01", key)).await.unwrap();
+        }
+    }
+    let few = |outcome: &str, source: &str| {
+        format!(
+            "weir_decisions_total{{domain=\"api\",rule=\"few\",outcome=\"{outcome}\",source=\"{source}\"}}"
+        )
+    };
+    let batches = format!("weir_redis_batch_duration_seconds_count{{{of}}}");
+    for (series, figure) in [
+        (few("ok", "redis"), 2.0),
+        (few("near_limit", "redis"), 1.0),
+        (few("over_limit", "redis"), 1.0),
+        (few("over_limit", "remembered"), 1.0),
+        (
+            "weir_decisions_total{domain=\"api\",rule=\"soft\",outcome=\"shadowed\",source=\"redis\"}".into(),
+            1.0,
+        ),
+        ("weir_hits_total{domain=\"api\",rule=\"few\",outcome=\"over_limit\"}".into(), 2.0),
+        (format!("weir_redis_queue_length{{{of}}}"), 0.0),
+        (format!("weir_redis_evicts{{{of}}}"), 0.0),
+        (format!("weir_redis_disagreements_total{{{of}}}"), 0.0),
+        (format!("weir_redis_heartbeats_failed_total{{{of}}}"), 0.0),
+        (format!("weir_breaker_state{{{of},state=\"closed\"}}"), 1.0),
+        (format!("weir_breaker_openings_total{{{of}}}"), 0.0),
+        ("weir_local_owed".into(), 0.0),
+    ] {
+        until(&server, &series, |told| told == figure).await;
+    }
+    // Probes have none.
+    until(&server, &batches, |count| count >= 6.0).await;
+    until(&server, &format!("weir_redis_batch_calls_sum{{{of}}}"), |calls| calls >= 6.0).await;
+    let text = server.telemetry.render(Some("application/openmetrics-text")).1;
+    let example =
+        |line: &str| line.starts_with("weir_redis_batch_duration_seconds_bucket") && line.contains(TRACE);
+    assert!(text.lines().any(example), "{text}");
+
+    redis.kill();
+    until(&server, &format!("weir_redis_connections{{{of}}}"), |count| count == 0.0).await;
+    // Calls that Redis does not decide are decided here, and open the circuit.
+    while server.telemetry.render(None).1.contains(&format!("weir_breaker_state{{{of},state=\"open\"}} 0")) {
+        client.should_rate_limit(request("api", &[("told", b"ann")])).await.unwrap();
+    }
+    until(&server, &format!("weir_breaker_openings_total{{{of}}}"), |count| count >= 1.0).await;
+    until(&server, &format!("weir_redis_errors_total{{{of},reason=\"unreachable\"}}"), |count| count >= 1.0)
+        .await;
+    until(&server, "weir_local_buckets", |count| count >= 1.0).await;
+    until(&server, "weir_local_buckets_limit", |count| count >= 1e6).await;
+    until(&server, "weir_local_owed", |count| count >= 1.0).await;
+    let local = "weir_decisions_total{domain=\"api\",rule=\"told\",outcome=\"ok\",source=\"local\"}";
+    until(&server, local, |count| count >= 1.0).await;
+    drop(client);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_behind_tls_is_trusted_by_its_authority_and_shown_a_certificate() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = authority.sign("weir.example.org").write(directory.path(), "weir");
+    let [ca, foreign] = ["ca.pem", "foreign.pem"].map(|name| directory.path().join(name));
+    std::fs::write(&ca, authority.pem()).unwrap();
+    std::fs::write(&foreign, stranger.pem()).unwrap();
+    let path = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        let collector = match protocol {
+            Protocol::Grpc => Collector::grpc().await,
+            Protocol::Http => Collector::http().await,
+        };
+        let collector = collector.behind_tls(&authority).await;
+        for (trusted, shows, is_taken) in [
+            (Some(&ca), true, true),
+            (Some(&ca), false, false),
+            (Some(&foreign), true, false),
+            (None, true, false),
+        ] {
+            let variable = |name: &str| match name {
+                "OTEL_EXPORTER_OTLP_CERTIFICATE" => trusted.map(|ca| path(ca)),
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE" => shows.then(|| path(&certificate)),
+                "OTEL_EXPORTER_OTLP_CLIENT_KEY" => shows.then(|| path(&key)),
+                "OTEL_EXPORTER_OTLP_HEADERS" => Some("x-token=tls".into()),
+                _ => None,
+            };
+            let sender =
+                Sender::new(&collector.endpoint, protocol, &Extras::from_env(variable).unwrap()).unwrap();
+            assert_eq!(
+                sender.metrics(Default::default()).await,
+                is_taken,
+                "{protocol:?} {trusted:?} {shows}"
+            );
+            assert_eq!(sender.traces(Default::default()).await, is_taken, "{protocol:?} {trusted:?} {shows}");
+        }
+        collector.now(|got| {
+            assert_eq!(
+                (got.tokens.len(), got.traces.len()),
+                (if protocol == Protocol::Grpc { 1 } else { 2 }, 1)
+            )
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_traces_are_off_no_caller_can_have_a_span_made() {
+    let collector = Collector::grpc().await;
+    let rules = rules(RULES);
+    let server = Server::start(weir::settings::Settings {
+        telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Off),
+        ..settings(rules.path())
+    })
+    .await;
+    let mut client = server.client().await;
+    for _ in 0..3 {
+        client.should_rate_limit(traced("01", "user")).await.unwrap();
+    }
+    drop(client);
+    server.stop().await.unwrap();
+    collector.now(|got| {
+        assert_eq!(got.count("weir.calls", &[("result", "ok")]), Some(3), "metrics are sent");
+        assert_eq!(got.spans().count(), 0);
+    });
 }

@@ -203,12 +203,21 @@ async fn http_is_answered_over_tls_and_a_certificate_stands_for_the_token() {
         stream.write_all(message.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
-        String::from_utf8(answer).unwrap().chars().skip("HTTP/1.1 ".len()).take(3).collect()
+        String::from_utf8(answer).unwrap().split_off("HTTP/1.1 ".len())
     };
-    assert_eq!(get("/livez", false, "").await, "200");
-    assert_eq!(get("/metrics", false, "").await, "401");
-    assert_eq!(get("/metrics", false, "authorization: Bearer s3cret\r\n").await, "200");
-    assert_eq!(get("/metrics", true, "").await, "200");
+    let status = async |path: &str, with_certificate, more: &str| {
+        get(path, with_certificate, more).await.split(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(status("/livez", false, "").await, "200");
+    assert_eq!(status("/metrics", false, "").await, "401");
+    assert_eq!(status("/metrics", false, "authorization: Bearer s3cret\r\n").await, "200");
+    let metrics = get("/metrics", true, "").await;
+    assert!(metrics.starts_with("200 "), "{metrics}");
+    for listener in ["grpc", "http"] {
+        let end = format!("weir_tls_certificate_expires_at_seconds{{listener=\"{listener}\"}} 67090118400");
+        let refused = format!("weir_tls_certificate_refused{{listener=\"{listener}\"}} 0");
+        assert!(metrics.contains(&end) && metrics.contains(&refused), "{metrics}");
+    }
     server.stop().await.unwrap();
 }
 

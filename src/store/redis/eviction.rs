@@ -51,3 +51,49 @@ impl Eviction {
 pub(super) fn told<'i>(info: &'i str, field: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use super::super::{Files, Target};
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_server_that_begins_to_forget_and_one_that_does_no_longer_are_told_of_once_each() {
+        let Ok(Target::Server(address)) = Target::parse("redis://redis.test", &Files::default()) else {
+            panic!()
+        };
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let eviction = Eviction::default();
+        let mut evicts = Vec::new();
+        tracing::subscriber::with_default(subscriber, || {
+            for policy in ["noeviction", "allkeys-lru", "allkeys-lru", "noeviction", "noeviction"] {
+                eviction.learn(&address, &format!("# Memory\r\nmaxmemory_policy:{policy}\r\nx:1\r\n"));
+                evicts.push(eviction.evicts());
+            }
+            eviction.learn(&address, "# Memory\r\n");
+        });
+        assert_eq!(evicts, [false, true, true, false, false]);
+        assert!(!eviction.evicts(), "a server that does not say it any more");
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("this Redis forgets keys").count(), 1, "{log}");
+        assert_eq!(log.matches("does not forget keys any more").count(), 1, "{log}");
+    }
+}

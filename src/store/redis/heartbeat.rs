@@ -55,8 +55,8 @@ impl Heart {
         let now = seconds * 1_000 + micros / 1_000;
         // Where the memory is new, whoever comes first gives it its name.
         let proposed = format!("{:016x}", getrandom::u64().unwrap_or_default());
+        // No transaction: what a connection that breaks leaves half done, the next beat mends.
         let mut commands = Pipeline::new();
-        commands.atomic();
         commands.cmd("ZREMRANGEBYSCORE").arg(&self.processes).arg("-inf").arg(now - silence - 1).ignore();
         // Of a clock that has stepped back: these would never be gone.
         commands.cmd("ZREMRANGEBYSCORE").arg(&self.processes).arg(now + silence + 1).arg("+inf").ignore();

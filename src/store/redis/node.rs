@@ -26,7 +26,7 @@ use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
 use super::script::{self, Answered, How, NamedCharge};
 use super::slots;
-use super::trouble::{class, kind};
+use super::trouble::{Trouble, class, kind};
 use super::tuning::Tuning;
 use super::{Address, Part};
 use crate::breaker::Breaker;
@@ -37,7 +37,7 @@ use crate::store::{Class, StoreError};
 use crate::telemetry::collection::{Collection, collect_breaker};
 use crate::telemetry::metrics::{
     NodeMetrics, REDIS_BATCH_CALLS, REDIS_BATCH_DURATION, REDIS_CONNECTIONS, REDIS_DISAGREEMENTS,
-    REDIS_ERRORS, REDIS_EVICTS, REDIS_QUEUE, REDIS_REPLICAS,
+    REDIS_ERRORS, REDIS_EVICTS, REDIS_QUEUE, REDIS_REPLICAS, REDIS_UNCOUNTED,
 };
 
 mod patience;
@@ -297,6 +297,7 @@ impl Node {
         to.number(&REDIS_EVICTS, &labels, f64::from(u8::from(evicts)));
         to.count(&REDIS_DISAGREEMENTS, &labels, self.parted());
         to.number(&REDIS_REPLICAS, &labels, self.replicas().get().into());
+        to.count(&REDIS_UNCOUNTED, &labels, self.replicas.failed());
         collect_breaker(store, self.name(), &self.breaker, to);
         for (class, count) in Class::ALL.into_iter().zip(&self.metrics.errors) {
             let count = count.load(Ordering::Relaxed);
@@ -602,7 +603,11 @@ async fn keep_beating(node: Weak<Node>) {
             Some((mut connection, _)) => {
                 let heart = node.heart();
                 let beat = heart.beat(&mut connection, heartbeat * heartbeats_missed);
-                tokio::time::timeout(heartbeat, beat).await.ok().and_then(Result::ok)
+                let beaten = match tokio::time::timeout(heartbeat, beat).await {
+                    Ok(beaten) => beaten.map_err(Trouble::from),
+                    Err(_) => Err(Trouble::new(Class::Late, "no answer in time")),
+                };
+                beaten.inspect_err(|trouble| node.replicas.fail(&mut told, &node.name, trouble)).ok()
             }
             None => None,
         };

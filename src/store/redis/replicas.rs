@@ -6,7 +6,10 @@
 //! not answer, the last count stays: nobody can tell then who is still there.
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::trouble::Trouble;
+use crate::store::Class;
 
 /// Intervals for which a lower count has to hold.
 const PATIENCE: u32 = 3;
@@ -17,6 +20,8 @@ pub(super) struct Replicas {
     count: AtomicU32,
     /// Of an operator who knows; the count is never below it.
     least: NonZeroU32,
+    /// Times that the store was there and did not count this process.
+    failed: AtomicU64,
 }
 
 /// What one process has been told lately.
@@ -24,12 +29,14 @@ pub(super) struct Replicas {
 pub(super) struct Told {
     /// The highest of the lower counts in a row, and how many they are.
     lower: Option<(u32, u32)>,
+    /// Whether the log says that this process may not be counted.
+    forbidden: bool,
 }
 
 impl Replicas {
     /// As many as an operator says, until the store says more.
     pub(super) fn new(least: NonZeroU32) -> Self {
-        Self { count: AtomicU32::new(least.get()), least }
+        Self { count: AtomicU32::new(least.get()), least, failed: AtomicU64::new(0) }
     }
 
     /// How many there are, as far as is known.
@@ -42,6 +49,26 @@ impl Replicas {
         self.count.fetch_max(count.get(), Ordering::Relaxed);
     }
 
+    /// Times that the store was there and did not count this process.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// The store called `name` is there and did not count this process. If that is for want of a right, which passes only
+    /// when somebody does something, the log says so once.
+    pub(super) fn fail(&self, told: &mut Told, name: &str, trouble: &Trouble) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        if trouble.class == Class::Forbidden && !std::mem::replace(&mut told.forbidden, true) {
+            tracing::warn!(
+                redis = name,
+                replicas = self.count(),
+                error = trouble.said,
+                "this process may not be counted among those that share this Redis: give its user the rights that the \
+                 manual lists, or set --replicas to how many there are"
+            );
+        }
+    }
+
     /// The store has counted so many; `None` when it could not be asked. True if that changes the count.
     pub(super) fn tell(&self, told: &mut Told, counted: Option<u32>) -> bool {
         let now = self.count().get();
@@ -50,6 +77,7 @@ impl Replicas {
             told.lower = None;
             return false;
         };
+        told.forbidden = false;
         if counted >= now {
             told.lower = None;
             self.count.store(counted, Ordering::Relaxed);

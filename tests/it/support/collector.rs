@@ -27,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
+use super::certificates::{Authority, tls};
+
 /// How long something may take to arrive before the test fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -34,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Collector {
     pub(crate) endpoint: String,
     received: Received,
-    running: JoinHandle<()>,
+    running: Vec<JoinHandle<()>>,
 }
 
 /// What has been received.
@@ -55,7 +57,7 @@ pub(crate) struct Inner {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.running.abort();
+        self.running.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -69,7 +71,7 @@ impl Collector {
             .add_service(TraceServiceServer::new(received.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let running = tokio::spawn(async move { server.await.unwrap() });
-        Self { endpoint: format!("http://{address}"), received, running }
+        Self { endpoint: format!("http://{address}"), received, running: vec![running] }
     }
 
     /// One that speaks HTTP, below a path.
@@ -83,7 +85,30 @@ impl Collector {
                 tokio::spawn(answer(stream, keeping.clone()));
             }
         });
-        Self { endpoint: format!("http://{address}/otlp"), received, running }
+        Self { endpoint: format!("http://{address}/otlp"), received, running: vec![running] }
+    }
+
+    /// The same over TLS, as `localhost`, for clients who can show a certificate of this authority.
+    pub(crate) async fn behind_tls(mut self, authority: &Authority) -> Self {
+        let (listener, address) = bind().await;
+        let acceptor = tls::acceptor(authority, "localhost");
+        let behind = self.endpoint.trim_start_matches("http://");
+        let (behind, path) = behind.split_once('/').map_or((behind, ""), |(host, path)| (host, path));
+        let (behind, path) = (behind.to_owned(), path.to_owned());
+        self.running.push(tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (acceptor, behind) = (acceptor.clone(), behind.clone());
+                tokio::spawn(async move {
+                    // One who shows nothing is sent away, which is what some tests are about.
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let mut behind = TcpStream::connect(behind).await.unwrap();
+                    _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+                });
+            }
+        }));
+        self.endpoint = format!("https://localhost:{}/{path}", address.port());
+        self
     }
 
     /// Waits until what has been received answers a question.

@@ -149,6 +149,42 @@ async fn an_eviction_policy_that_changes_while_connected_is_seen() {
             assert!(clock::instant() < until, "{policy} is not seen");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        let mut told = Collection::default();
+        node.collect("default", &mut told);
+        let evicts = if policy == "noeviction" { 0.0 } else { 1.0 };
+        assert_eq!(told.find(&REDIS_EVICTS, &["default", node.name()]), Some(evicts), "{policy}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_may_not_be_counted_decides_all_the_same_and_tells_so() {
+    let server = RedisServer::start();
+    for command in ["zadd", "zcard"] {
+        let user = ["limiter", "reset", "on", ">word", "~weir:*", "+@all", &format!("-{command}")];
+        redis::cmd("ACL").arg("SETUSER").arg(&user).query::<()>(&mut server.connection()).unwrap();
+        let url = format!("redis://limiter:word@{}", server.host());
+        let often = Duration::from_millis(50);
+        let node = Node::new(at(&url), Tuning { heartbeat: often, ..tuning() }, 7, &Arc::default());
+        let until = clock::instant() + PATIENCE;
+        while node.replicas.failed() < 3 {
+            assert!(clock::instant() < until, "{command}: nothing fails");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(ask(&node, PATIENCE).await.is_ok(), "{command}");
+        let (mut connection, _) = node.connection().unwrap();
+        let refused = node.heart().beat(&mut connection, often).await.unwrap_err();
+        assert_eq!(class(&refused), Class::Forbidden, "{command}: {refused}");
+
+        redis::cmd("ACL")
+            .arg("SETUSER")
+            .arg("limiter")
+            .arg("+@all")
+            .query::<()>(&mut server.connection())
+            .unwrap();
+        while node.heart().beat(&mut connection, often).await.is_err() {
+            assert!(clock::instant() < until, "{command}: still not counted");
+        }
+        node.leave().await;
     }
 }
 
