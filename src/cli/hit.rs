@@ -91,7 +91,12 @@ impl Hit {
         let channel = endpoint.connect().await.map_err(|error| unreachable(&error))?;
         let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
         let response = answer.map_err(|status| {
-            format!("{} answers {:?}: {}", self.target.name, status.code(), status.message())
+            let name = &self.target.name;
+            // What a listener with TLS sends to whoever speaks without it is no HTTP/2.
+            let is_no_http_2 =
+                status.message().contains("h2 protocol error") && !name.starts_with("https://");
+            let hint = if is_no_http_2 { "; if it speaks TLS, write https://" } else { "" };
+            format!("{name} answers {:?}: {}{hint}", status.code(), status.message())
         })?;
         let response = response.get_ref();
         if self.json {

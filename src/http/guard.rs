@@ -136,7 +136,14 @@ impl Token {
         match *read {
             Some((at, digest)) if now < at + FRESH => digest,
             _ => {
-                let digest = self.read().map_err(|error| tracing::warn!("{error}")).ok();
+                let was_good = read.is_none_or(|(_, digest)| digest.is_some());
+                // Said once, however often somebody asks.
+                let read_now = self.read().inspect_err(|error| {
+                    if was_good {
+                        tracing::warn!("{error}; nobody is let in until it can be read");
+                    }
+                });
+                let digest = read_now.ok();
                 *read = Some((now, digest));
                 digest
             }

@@ -254,10 +254,11 @@ fn the_container_file_copies_what_there_is_and_runs_as_nobody_in_particular() {
     let container = text("Containerfile");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let ignored = std::fs::read_to_string(root.join(".dockerignore")).unwrap();
-    for line in container.lines().filter(|line| line.starts_with("COPY ") && !line.contains("--from")) {
-        let sources: Vec<&str> = line.split_whitespace().skip(1).collect();
-        for source in &sources[..sources.len() - 1] {
-            assert!(root.join(source).exists(), "{line}: {source}");
+    let read = python::run("container.py", &[file("Containerfile").to_str().unwrap()]);
+    let read: Vec<(String, Vec<String>, Vec<String>)> = serde_json::from_str(&read).unwrap();
+    for (_, _, copied) in read.iter().filter(|(name, flags, _)| name == "COPY" && flags.is_empty()) {
+        for source in &copied[..copied.len() - 1] {
+            assert!(root.join(source).exists(), "{source}");
             // Of everything else, nothing is sent to whoever builds.
             assert!(
                 ignored.lines().any(|line| line == format!("!{source}")),
@@ -266,9 +267,15 @@ fn the_container_file_copies_what_there_is_and_runs_as_nobody_in_particular() {
         }
     }
     assert!(ignored.lines().any(|line| line == "*"));
-    let (_, last) = container.rsplit_once("\nFROM ").unwrap();
-    assert!(last.contains("\nUSER 65532"), "not root");
-    assert!(last.contains("ENTRYPOINT [\"/usr/bin/weir\"]"));
+    let last = read.iter().rposition(|(name, ..)| name == "FROM").unwrap();
+    let said = |name: &str| {
+        let (_, _, value) = read[last..].iter().find(|(other, ..)| other == name).expect(name);
+        value.iter().map(String::as_str).collect::<Vec<_>>()
+    };
+    assert_eq!(said("USER"), ["65532:65532"], "not root");
+    assert_eq!(said("COPY"), ["/weir/target/release/weir", "/usr/bin/weir"]);
+    assert_eq!((said("ENTRYPOINT"), said("CMD")), (vec!["/usr/bin/weir"], vec!["serve"]));
+    assert_eq!((said("EXPOSE"), said("STOPSIGNAL")), (vec!["8081", "8080"], vec!["SIGTERM"]));
     let wanted = env!("CARGO_PKG_RUST_VERSION");
     assert!(container.contains(&format!("rust:{wanted}-")), "the Rust that weir needs, {wanted}");
     known_variables(&container);
