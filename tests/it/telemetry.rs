@@ -212,6 +212,32 @@ async fn a_collector_that_is_not_there_disturbs_no_call_and_no_end() {
     server.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_never_answers_holds_up_no_call_and_the_end_for_some_seconds_at_most() {
+    for protocol in [Protocol::Grpc, Protocol::Http] {
+        // Connections come into the system's queue, and nobody takes them out.
+        let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let rules = rules(RULES);
+        let telemetry = TelemetrySettings {
+            otlp_endpoint: Some(format!("http://{}", deaf.local_addr().unwrap())),
+            otlp_protocol: protocol,
+            otlp_interval: Duration::from_millis(100),
+            traces: Sampling::Ratio(1.0),
+            ..TelemetrySettings::default()
+        };
+        let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+        let mut client = server.client().await;
+        let calls = async {
+            for _ in 0..100 {
+                client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), calls).await.expect("nobody waits for the collector");
+        drop(client);
+        tokio::time::timeout(Duration::from_secs(30), server.stop()).await.expect("bounded").unwrap();
+    }
+}
+
 /// Python's own parsers of both formats, which are strict, read every series.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn others_read_both_text_formats() {
