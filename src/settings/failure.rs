@@ -4,8 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::Settings;
-use super::duration;
-use super::redis::{MINUTE, TENTH};
+use super::redis::{MINUTE, TENTH, duration};
 use crate::breaker::Thresholds;
 use crate::decision::OnRedisFailure;
 use crate::limiter::Failing;

@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Settings, duration};
+use super::Settings;
+pub(super) use super::duration;
 use crate::store::{Files, Target, Tuning};
 
 /// A URL that may hold a password: it is not shown, and read only by [`Settings::redis`], whose errors do not show it.

@@ -240,7 +240,10 @@ fn the_manifests_fit_together_and_their_rules_load() {
     assert_eq!(monitor["spec"]["podMetricsEndpoints"][0]["port"], "http");
     assert_eq!(container["readinessProbe"]["grpc"]["port"], 8081);
     assert_eq!(kind("Service")["spec"]["ports"][0]["targetPort"], container["ports"][0]["name"]);
-    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= 38, "eight seconds longer than --drain-timeout");
+    assert!(
+        pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= 38,
+        "eight seconds longer than --drain-timeout"
+    );
     assert_eq!(pod["volumes"][0]["configMap"]["name"], kind("ConfigMap")["metadata"]["name"]);
     for (name, rules) in kind("ConfigMap")["data"].as_object().unwrap() {
         let set = RuleSet::from_texts([(name.as_str(), rules.as_str().unwrap())], 0).unwrap();
@@ -288,7 +291,10 @@ fn the_systemd_unit_starts_reloads_and_waits_for_the_end() {
         assert!(unit.lines().any(|other| other == line), "{line}");
     }
     let stop = unit.lines().find_map(|line| line.strip_prefix("TimeoutStopSec=")).unwrap();
-    assert!(stop.trim_end_matches('s').parse::<u32>().unwrap() >= 38, "eight seconds longer than --drain-timeout");
+    assert!(
+        stop.trim_end_matches('s').parse::<u32>().unwrap() >= 38,
+        "eight seconds longer than --drain-timeout"
+    );
     for line in unit.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', '['])) {
         assert!(line.contains('='), "{line}");
     }
