@@ -1,8 +1,8 @@
 //! How many processes share the limits: what each is entitled to when they cannot ask the shared store.
 //!
 //! Every process tells the store each second that it is there, and is told how many do. A count that rises is believed at
-//! once, because too many shares too large would be too much; one that falls only when it has held for three intervals in
-//! a row, so that a restart or a store that is just coming back does not hand out larger shares. While the store does
+//! once, because too many shares too large would be too much; one that falls only when it has held for three whole intervals
+//! in a row, so that a restart or a store that is just coming back does not hand out larger shares. While the store does
 //! not answer, the last count stays: nobody can tell then who is still there.
 
 use std::num::NonZeroU32;
@@ -85,7 +85,8 @@ impl Replicas {
         }
         let (highest, times) = told.lower.unwrap_or((counted, 0));
         let (highest, times) = (highest.max(counted), times + 1);
-        if times < PATIENCE {
+        // The first begins the first interval.
+        if times <= PATIENCE {
             told.lower = Some((highest, times));
             return false;
         }
@@ -120,20 +121,20 @@ mod tests {
     }
 
     #[test]
-    fn one_that_falls_is_believed_when_it_has_held_for_three_intervals() {
-        assert_eq!(after(1, &[Some(4), Some(2), Some(2), Some(2), Some(2)]), [4, 4, 4, 2, 2]);
+    fn one_that_falls_is_believed_when_it_has_held_for_three_whole_intervals() {
+        assert_eq!(after(1, &[Some(4), Some(2), Some(2), Some(2), Some(2), Some(2)]), [4, 4, 4, 4, 2, 2]);
     }
 
     #[test]
     fn of_lower_counts_that_differ_the_highest_is_believed() {
-        assert_eq!(after(1, &[Some(5), Some(2), Some(4), Some(3)]), [5, 5, 5, 4]);
+        assert_eq!(after(1, &[Some(5), Some(2), Some(4), Some(3), Some(2)]), [5, 5, 5, 5, 4]);
     }
 
     #[test]
     fn the_same_count_in_between_begins_the_wait_anew() {
         assert_eq!(
-            after(1, &[Some(3), Some(2), Some(2), Some(3), Some(2), Some(2), Some(2)]),
-            [3, 3, 3, 3, 3, 3, 2]
+            after(1, &[Some(3), Some(2), Some(2), Some(3), Some(2), Some(2), Some(2), Some(2)]),
+            [3, 3, 3, 3, 3, 3, 3, 2]
         );
     }
 
@@ -141,8 +142,8 @@ mod tests {
     fn what_cannot_be_read_keeps_the_last_and_begins_the_wait_anew() {
         assert_eq!(after(1, &[Some(3), None, None, None, None]), [3, 3, 3, 3, 3]);
         assert_eq!(
-            after(1, &[Some(3), Some(2), Some(2), None, Some(2), Some(2), Some(2)]),
-            [3, 3, 3, 3, 3, 3, 2]
+            after(1, &[Some(3), Some(2), Some(2), None, Some(2), Some(2), Some(2), Some(2)]),
+            [3, 3, 3, 3, 3, 3, 3, 2]
         );
     }
 
@@ -161,8 +162,8 @@ mod tests {
     #[test]
     fn it_is_never_below_what_an_operator_said() {
         assert_eq!(
-            after(3, &[None, Some(1), Some(0), Some(1), Some(4), Some(1), Some(1), Some(1)]),
-            [3, 3, 3, 3, 4, 4, 4, 3]
+            after(3, &[None, Some(1), Some(0), Some(1), Some(4), Some(1), Some(1), Some(1), Some(1)]),
+            [3, 3, 3, 3, 4, 4, 4, 4, 3]
         );
     }
 }
