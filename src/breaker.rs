@@ -308,8 +308,7 @@ impl Breaker {
     /// How long until the store is asked again; nothing while it is.
     #[must_use]
     pub fn next_probe_in(&self) -> Option<Duration> {
-        let next = self.circuit().next_probe()?;
-        Some(next.saturating_duration_since(clock::instant()))
+        remaining(self.circuit().next_probe())
     }
 
     /// The store answered.
@@ -328,7 +327,7 @@ impl Breaker {
         circuit.failed(clock::instant(), lot());
         if circuit.state() == State::Open && self.closed.swap(false, Ordering::AcqRel) {
             self.openings.fetch_add(1, Ordering::Relaxed);
-            let open_for = circuit.next_probe().map(|next| next.saturating_duration_since(clock::instant()));
+            let open_for = remaining(circuit.next_probe());
             drop(circuit);
             self.opened.notify_one();
             tracing::warn!(
@@ -353,7 +352,7 @@ impl Breaker {
                 continue;
             };
             tokio::time::sleep_until(next).await;
-            if !self.circuit().begin_probe(clock::instant()) {
+            if !self.begin_probe() {
                 continue;
             }
             let result = probe().await;
@@ -363,7 +362,9 @@ impl Breaker {
                 Err(error) => {
                     circuit.probe_failed(clock::instant(), lot());
                     self.openings.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!(store = self.name, %error, "a probe failed");
+                    let open_for = remaining(circuit.next_probe());
+                    // In other words than its opening, which is said once however long it lasts.
+                    tracing::info!(store = self.name, %error, ?open_for, "circuit stays open: a probe failed");
                 }
             }
             if circuit.state() == State::Closed {
@@ -374,9 +375,26 @@ impl Breaker {
         }
     }
 
+    /// A probe begins, if one is due. The first is the beginning of a state, which is said.
+    fn begin_probe(&self) -> bool {
+        let mut circuit = self.circuit();
+        let before = circuit.state();
+        let begins = circuit.begin_probe(clock::instant());
+        drop(circuit);
+        if begins && before == State::Open {
+            tracing::info!(store = self.name, "circuit probing: it is asked whether it is back");
+        }
+        begins
+    }
+
     fn circuit(&self) -> impl std::ops::DerefMut<Target = Circuit> + '_ {
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long it is until then.
+fn remaining(next: Option<Instant>) -> Option<Duration> {
+    next.map(|next| next.saturating_duration_since(clock::instant()))
 }
 
 /// From 0 to 1.
