@@ -5,11 +5,17 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use redis::aio::{MultiplexedConnection, PubSub};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo,
-    TlsCertificates,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
+    RedisConnectionInfo, TlsCertificates,
 };
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::trouble::Trouble;
+use crate::store::Class;
 
 /// A Redis server. Shows no secrets.
 #[derive(Clone)]
@@ -82,6 +88,41 @@ impl Address {
         }
     }
 
+    /// A connection to it, with what is in the files now. Whoever wants it bounds the time, also of what is asked over it.
+    pub(super) async fn connect(&self) -> Result<MultiplexedConnection, Trouble> {
+        self.with_client(|client| async move {
+            let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+            Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+        })
+        .await
+    }
+
+    /// The same, to listen on.
+    pub(super) async fn listen(&self) -> Result<PubSub, Trouble> {
+        self.with_client(|client| async move { Ok(client.get_async_pubsub().await?) }).await
+    }
+
+    /// Connects by a client. For TLS, the client library reads the system's certificates each time, also where others are
+    /// given, which takes a processor for milliseconds: not one that serves.
+    async fn with_client<T, F>(
+        &self,
+        connect: impl FnOnce(Client) -> F + Send + 'static,
+    ) -> Result<T, Trouble>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Trouble>> + Send + 'static,
+    {
+        let address = self.clone();
+        let connecting = async move {
+            let client = address.client().map_err(|said| Trouble::new(Class::Other, said))?;
+            connect(client).await
+        };
+        if !matches!(self.info.addr(), ConnectionAddr::TcpTls { .. }) {
+            return connecting.await;
+        }
+        apart(connecting).await.unwrap_or_else(|| Err(Trouble::new(Class::Other, "connecting was given up")))
+    }
+
     /// A client for it, from what is in the files now.
     pub(super) fn client(&self) -> Result<Client, String> {
         let mut settings = self.info.redis_settings().clone();
@@ -114,6 +155,23 @@ impl Address {
     }
 }
 
+/// Does something on a thread that serves nobody. `None` when the process ends meanwhile.
+async fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    // Nothing waits for it when nobody wants it any more: this ends together with whoever asked.
+    let (_wanted, unwanted) = oneshot::channel::<()>();
+    let runtime = Handle::current();
+    let working = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                done = work => Some(done),
+                _ = unwanted => None,
+            }
+        })
+    };
+    tokio::task::spawn_blocking(working).await.ok().flatten()
+}
+
 /// Host and port, or the socket's path.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -135,4 +193,36 @@ fn bytes(path: &Path) -> Result<Vec<u8>, String> {
 fn line(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    // On one thread, which would wait for itself for ever.
+    #[tokio::test]
+    async fn what_is_done_apart_holds_nobody_up() {
+        let (say, heard) = mpsc::channel();
+        let waiting = apart(async move { heard.recv() });
+        let (heard, ()) = tokio::join!(waiting, async { say.send(7).unwrap() });
+        assert_eq!(heard, Some(Ok(7)));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_wants_any_more_ends() {
+        let (held, dropped) = oneshot::channel::<()>();
+        let (begin, begun) = oneshot::channel();
+        let working = apart(async move {
+            begin.send(()).unwrap();
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        tokio::select! {
+            _ = working => panic!("it never ends by itself"),
+            begun = begun => begun.unwrap(),
+        }
+        assert!(dropped.await.is_err(), "it has ended");
+    }
 }

@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
@@ -173,10 +172,7 @@ async fn ask(
     {
         return Ok((connection, said));
     }
-    let client = sentinel.client().map_err(|said| Trouble::new(Class::Other, said))?;
-    // Whoever asks bounds the time.
-    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let mut connection = sentinel.connect().await?;
     let said = question(&mut connection, service).await?;
     Ok((connection, said))
 }
@@ -205,8 +201,7 @@ async fn listen(sentinel: Address, service: String, pause: Duration, news: watch
     const CHANNEL: &str = "+switch-master";
 
     loop {
-        if let Ok(client) = sentinel.client()
-            && let Ok(Ok(mut listening)) = tokio::time::timeout(pause, client.get_async_pubsub()).await
+        if let Ok(Ok(mut listening)) = tokio::time::timeout(pause, sentinel.listen()).await
             && let Ok(Ok(())) = tokio::time::timeout(pause, listening.subscribe(CHANNEL)).await
         {
             let mut told = listening.into_on_message();
