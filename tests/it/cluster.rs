@@ -398,6 +398,7 @@ async fn a_node_that_dies_is_replaced_and_calls_to_its_slots_are_decided_here_me
     let weirs = [serve(rules.path(), &cluster)];
     let load = Load::start(&weirs, 16, usize::MAX, |caller, n| of_key("wide", caller, n)).await;
     load.await_admitted(500).await;
+    let dead = cluster.node(0).host();
     cluster.node(0).kill();
     // The others have theirs.
     load.await_admitted(500).await;
@@ -406,7 +407,15 @@ async fn a_node_that_dies_is_replaced_and_calls_to_its_slots_are_decided_here_me
     let (admitted, denied, unanswered) = load.stop().await;
     assert_eq!(denied, 0);
     assert_eq!(unanswered, 0);
-    assert!(weirs[0].logged("circuit opened") >= 1, "of the node that died, at least");
+    let opened = |host: &str, reason: &str| {
+        let line = "circuit opened: local buckets decide until it answers again";
+        weirs[0].logged(&format!("{line} store=\"{host}\"{reason}"))
+    };
+    assert!(opened(&dead, "") >= 1, "the circuit of the node that died");
+    for host in cluster.nodes().iter().map(RedisServer::host).filter(|host| *host != dead) {
+        let down = opened(&host, " reason=\"clusterdown\"");
+        assert_eq!(opened(&host, ""), down, "{host} has not died");
+    }
     // All keys are decided by three nodes again, and these know what was decided without them.
     let used = used(&weirs[0]).await;
     println!("a node died: {admitted} admitted, {unanswered} unanswered, {used} used");
