@@ -137,6 +137,11 @@ impl Drill {
         self.weir.grpc()
     }
 
+    /// How often weir's log has said `text`.
+    pub(super) fn logged(&self, text: &str) -> usize {
+        self.weir.logged(text)
+    }
+
     /// For a fault that comes and goes so many times.
     pub(super) fn times(mut self, times: u32) -> Self {
         self.unknown *= f64::from(times);
