@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::decision::Charge;
 use crate::store::{Class, StoreError};
 
+mod absence;
 mod address;
 mod cluster;
 mod eviction;
@@ -33,6 +34,7 @@ mod memory;
 mod node;
 mod pending;
 mod queue;
+mod refusal;
 mod replicas;
 mod resolver;
 mod script;

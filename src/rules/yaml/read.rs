@@ -329,7 +329,7 @@ fn is_plain_text(text: &str) -> bool {
     !matches!(text, "" | "~" | "null" | "Null" | "NULL") && parse_bool(text).is_none_or(|_| text.len() == 1)
 }
 
-/// Line, column and value of a [`Field`].
+/// Line, column and value of a field.
 struct Parts<'n, 'p, 's> {
     reader: Reader<'n, 'p, 's>,
     part: u8,

@@ -322,8 +322,85 @@ fn ranges(reply: &Value, asked: &Address) -> Option<Vec<Range>> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
+    use super::super::server::RedisCluster;
     use super::super::{Files, Target};
     use super::*;
+    use crate::bucket::{Hits, Limit};
+    use crate::clock;
+    use crate::decision::{BucketKey, Charge, Mode, RuleId};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Never, while a test lasts.
+    const NEVER: Duration = Duration::from_secs(3_600);
+
+    /// The Cluster with all its connections.
+    async fn connected(redis: &RedisCluster, tuning: Tuning) -> Cluster {
+        let url = format!("redis+cluster://{}", redis.hosts());
+        let Ok(Target::Cluster(seeds)) = Target::parse(&url, &Files::default()) else { panic!("{url}") };
+        let cluster = Cluster::open(seeds, tuning, 7, Arc::default());
+        let until = clock::instant() + PATIENCE;
+        while cluster.nodes().len() < 3 || !cluster.shared.map.load().is_well() {
+            assert!(clock::instant() < until, "it does not connect");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cluster
+    }
+
+    /// Takes a token of a bucket in a slot, by the node that had it.
+    async fn take(node: &Arc<Node>, slot: u16, within: Duration) -> bool {
+        let charge = Charge {
+            bucket: BucketKey(slot.into()),
+            rule: RuleId(0),
+            limit: Limit::new(1_000.try_into().unwrap(), 86_400_000_000.try_into().unwrap()),
+            hits: Hits::Take(1),
+            mode: Mode::Enforced,
+            on_redis_failure: None,
+        };
+        let name = Bytes::from(format!("weir:test|{{{}}}", crate::store::redis::slots::tag_for(slot)));
+        node.decide(Part::of_slot(slot), &[charge], [name], clock::instant() + within).await.is_ok()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_that_hangs_holds_up_no_other_that_has_sent_calls_on_to_it() {
+        let redis = RedisCluster::start();
+        // Nothing but calls finds out that slots have moved, or that a node hangs.
+        let tuning = Tuning {
+            map_refresh: NEVER,
+            heartbeat: NEVER,
+            ping: PATIENCE,
+            timeout: PATIENCE,
+            ..Tuning::default()
+        };
+        let cluster = connected(&redis, tuning).await;
+        let node = cluster.node(Part::of_slot(0)).unwrap();
+        assert_eq!(node.name(), redis.nodes()[0].host());
+        assert!(take(&node, 0, PATIENCE).await);
+        tokio::task::block_in_place(|| redis.reshard(0, 1, 10));
+        redis.nodes()[1].pause();
+        // One for each lane.
+        let within = Duration::from_millis(500);
+        assert_eq!(tokio::join!(take(&node, 0, within), take(&node, 1, within)), (false, false));
+        assert!(take(&node, 5_000, PATIENCE).await, "what it still has, it decides");
+        assert!(node.breaker().is_closed());
+        redis.nodes()[1].resume();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_heartbeat_finds_out_that_slots_have_moved() {
+        let redis = RedisCluster::start();
+        let tuning =
+            Tuning { map_refresh: NEVER, heartbeat: Duration::from_millis(200), ..Tuning::default() };
+        let cluster = connected(&redis, tuning).await;
+        tokio::task::block_in_place(|| redis.reshard(0, 1, 10));
+        let until = clock::instant() + PATIENCE;
+        while cluster.node(Part::of_slot(0)).is_none_or(|node| node.name() != redis.nodes()[1].host()) {
+            assert!(clock::instant() < until, "nobody has asked for the map");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 
     #[tokio::test]
     async fn a_node_that_is_new_is_shared_by_as_many_as_the_others_are() {

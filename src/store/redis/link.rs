@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, RedisError, Value};
+use redis::{RedisError, Value};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Address;
+use super::absence::Absence;
 use super::eviction::{Eviction, told};
 use super::memory::Memory;
 use super::resolver::{News, Resolver};
@@ -40,6 +41,8 @@ struct Kept {
     tuning: Tuning,
     memory: Arc<Memory>,
     eviction: Arc<Eviction>,
+    /// Whether the server is missed: told by all connections to it.
+    absence: Arc<Absence>,
     /// The connection, while there is one that works as far as is known.
     current: ArcSwapOption<Live>,
     /// Rung when it has been found broken.
@@ -86,12 +89,14 @@ impl Link {
         tuning: Tuning,
         eviction: Arc<Eviction>,
         memory: Arc<Memory>,
+        absence: Arc<Absence>,
     ) -> Self {
         let kept = Arc::new(Kept {
             resolver,
             tuning,
             eviction,
             memory,
+            absence,
             current: ArcSwapOption::empty(),
             broken: Notify::new(),
             trouble: AtomicU8::new(0),
@@ -227,6 +232,7 @@ async fn keep_connected(link: Arc<Kept>) {
                     gone: watch::Sender::new(false),
                 });
                 link.current.store(Some(Arc::clone(&live)));
+                link.absence.ends();
                 link.watch(&live, !useless).await;
                 useless = !live.served.load(Ordering::Relaxed) && since.elapsed() < reconnect_longest;
                 if !useless {
@@ -236,6 +242,7 @@ async fn keep_connected(link: Arc<Kept>) {
             }
             Err(trouble) => {
                 link.note(trouble.class);
+                link.absence.attempt_failed();
                 if said.as_ref() != Some(&trouble) {
                     tracing::warn!(redis = %link.resolver, error = trouble.said, "cannot connect; trying on");
                     said = Some(trouble);
@@ -278,12 +285,9 @@ pub(super) async fn connect_to(
     address: &Address,
     tuning: &Tuning,
 ) -> Result<(MultiplexedConnection, String), Trouble> {
-    let client = address.client().map_err(|said| Trouble::new(Class::Other, said))?;
-    // Deadlines are the calls', not the connection's.
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(tuning.connect_timeout))
-        .set_response_timeout(None);
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let connecting = tokio::time::timeout(tuning.connect_timeout, address.connect());
+    let mut connection =
+        connecting.await.map_err(|_| Trouble::new(Class::Late, "no answer to an attempt to connect"))??;
     let info: String = redis::cmd("INFO").query_async(&mut connection).await?;
     let version = told(&info, "redis_version").unwrap_or_default();
     match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::absence::Absence;
 use super::cluster::{Member, Shared};
 use super::eviction::Eviction;
 use super::group::Group;
@@ -22,6 +24,7 @@ use super::link::{Link, Live};
 use super::memory::Memory;
 use super::pending::{Failure, Pending};
 use super::queue::{Lane, Queue};
+use super::refusal::Refusal;
 use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
 use super::script::{self, Answered, How, NamedCharge};
@@ -52,6 +55,8 @@ pub struct Node {
     name: String,
     queue: Queue,
     links: Vec<Link>,
+    /// While there is no connection: when that is a failure.
+    absence: Arc<Absence>,
     /// What it does when its memory is full.
     eviction: Arc<Eviction>,
     /// Whose turn it is.
@@ -60,12 +65,14 @@ pub struct Node {
     hash: String,
     /// Requests that the script and the arithmetic here decided differently.
     parted: AtomicU64,
-    /// Whether Redis answered the last batch with an error.
-    refused: AtomicBool,
+    /// Whether Redis answers with errors.
+    refusal: Refusal,
     /// This process, among all that use the server.
     process: u64,
     /// The Cluster that it is a node of, if it is.
     member: Option<Member>,
+    /// For each batch that may be followed to it from another node at a time.
+    followed: Arc<Semaphore>,
     metrics: NodeMetrics,
     tuning: Tuning,
     breaker: Arc<Breaker>,
@@ -113,19 +120,25 @@ impl Node {
             .collect();
         let eviction = Arc::new(Eviction::default());
         let memory = Arc::new(Memory::new(epochs));
-        let link = || Link::open(resolver.clone(), tuning, Arc::clone(&eviction), Arc::clone(&memory));
+        let absence = Arc::new(Absence::default());
+        let link = || {
+            let (eviction, memory) = (Arc::clone(&eviction), Arc::clone(&memory));
+            Link::open(resolver.clone(), tuning, eviction, memory, Arc::clone(&absence))
+        };
         let name = resolver.to_string();
         let node = Arc::new(Self {
             queue: Queue::new(lanes, tuning.queue, tuning.batch_buckets, tuning.batch_charges),
             links: (0..tuning.connections).map(|_| link()).collect(),
+            absence,
             eviction,
             next: AtomicUsize::new(0),
             hash: redis::Script::new(script::DECIDE).get_hash().to_owned(),
             parted: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
+            refusal: Refusal::default(),
             metrics: NodeMetrics::default(),
             process,
             member,
+            followed: Arc::new(Semaphore::new(redirect::FOLLOWED)),
             tuning,
             breaker: Arc::new(Breaker::new(name.clone(), tuning.breaker)),
             replicas: Replicas::new(tuning.replicas),
@@ -322,7 +335,9 @@ impl Node {
                 cluster.may_be_stale();
             }
             let error = self.disconnected();
-            self.breaker.failed(error.class().name());
+            if self.absence.counts(clock::instant(), self.tuning.timeout) {
+                self.breaker.failed(error.class().name());
+            }
             return Err(error.into());
         }
         if deadline <= clock::instant() {
@@ -355,7 +370,12 @@ impl Node {
     /// What a node of a Cluster has no more is followed to where it is; `hops` counts how often that was done before.
     ///
     /// Says how this server failed, if it did.
-    async fn exchange(&self, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) -> Result<(), Class> {
+    async fn exchange(
+        self: &Arc<Self>,
+        lane: &Lane,
+        groups: SmallVec<[Group; 1]>,
+        hops: usize,
+    ) -> Result<(), Class> {
         let mut health = Ok(());
         let cluster = self.cluster();
         let mut open = groups;
@@ -446,9 +466,20 @@ impl Node {
             }
         }
         if let Some(cluster) = cluster.filter(|_| !elsewhere.is_empty()) {
-            self.follow(&cluster, lane, elsewhere, hops, sent).await;
+            self.follow(&cluster, lane, elsewhere, hops, sent);
         }
         health
+    }
+
+    /// The same, and tells the breaker how it went.
+    async fn exchange_in_time(self: &Arc<Self>, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) {
+        let exchange = self.exchange(lane, groups, hops);
+        let late = || self.breaker.failed(Class::Late.name());
+        match patience::wait_for(exchange, self.tuning.timeout, late).await {
+            Course::InTime => self.breaker.succeeded(),
+            Course::Late => {}
+            Course::Failed(class) => self.breaker.failed(class.name()),
+        }
     }
 
     /// The replies to a batch, in one round trip; none when the connection is given up first.
@@ -506,7 +537,7 @@ impl Node {
         if reply.parted > 0 && self.parted.fetch_add(reply.parted, Ordering::Relaxed) == 0 {
             tracing::error!("Redis and weir decided the same request differently: please report this");
         }
-        if self.refused.load(Ordering::Relaxed) && self.refused.swap(false, Ordering::Relaxed) {
+        if self.refusal.ends(clock::instant) {
             tracing::info!(redis = %live.address, "Redis decides again");
         }
         live.has_served();
@@ -514,9 +545,9 @@ impl Node {
         Ok(())
     }
 
-    /// Says once that Redis answers with an error.
+    /// Says once that Redis answers with errors.
     fn refused(&self, live: &Live, error: &RedisError) {
-        if !self.refused.swap(true, Ordering::Relaxed) {
+        if self.refusal.begins(clock::instant()) {
             tracing::warn!(redis = %live.address, %error, "Redis refuses to decide");
         }
     }
@@ -553,20 +584,14 @@ const ASKED_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether there is a connection again for it.
 const RECONNECTED: Duration = Duration::from_millis(10);
 
-/// Runs batches, one after the other, until nobody waits any more. Tells the breaker how each went.
+/// Runs batches, one after the other, until nobody waits any more.
 async fn run(node: Arc<Node>, lane: Lane) {
     let mut held = Held { node: &node, lane: Some(lane) };
     loop {
         let calls = node.queue.next(&mut held.lane, clock::instant());
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
-        let exchange = node.exchange(lane, Group::sort(calls), 0);
-        let late = || node.breaker.failed(Class::Late.name());
-        match patience::wait_for(exchange, node.tuning.timeout, late).await {
-            Course::InTime => node.breaker.succeeded(),
-            Course::Late => {}
-            Course::Failed(class) => node.breaker.failed(class.name()),
-        }
+        node.exchange_in_time(lane, Group::sort(calls), 0).await;
     }
 }
 
@@ -603,7 +628,14 @@ async fn keep_beating(node: Weak<Node>) {
             Some((mut connection, _)) => {
                 let heart = node.heart();
                 let beat = heart.beat(&mut connection, heartbeat * heartbeats_missed);
-                let beaten = match tokio::time::timeout(heartbeat, beat).await {
+                let beaten = tokio::time::timeout(heartbeat, beat).await;
+                // Perhaps its first slot has moved, and with it what says that this process is there.
+                if let (Ok(Err(error)), Some(cluster)) = (&beaten, node.cluster())
+                    && kind(error).is_some()
+                {
+                    cluster.may_be_stale();
+                }
+                let beaten = match beaten {
                     Ok(beaten) => beaten.map_err(Trouble::from),
                     Err(_) => Err(Trouble::new(Class::Late, "no answer in time")),
                 };

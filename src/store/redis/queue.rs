@@ -48,6 +48,14 @@ pub(super) struct Lane {
     pub(super) number: u64,
 }
 
+impl Lane {
+    /// The same batch of it, to be sent on while the lane takes the next. Should that come to the same place first, its note
+    /// is the newer one, and this batch is not applied any more.
+    pub(super) fn as_it_is(&self) -> Self {
+        Self { note: self.note.clone(), number: self.number }
+    }
+}
+
 /// Calls that wait, and lanes that are free.
 pub(super) struct Queue {
     inner: Mutex<Inner>,

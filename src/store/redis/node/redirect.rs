@@ -25,6 +25,9 @@ type Place = (Arc<Node>, bool);
 /// How often a call is sent on.
 const MOST: usize = 5;
 
+/// Batches that may be under way at a node at a time that were sent on to it. Of more, the calls are decided here.
+pub(super) const FOLLOWED: usize = 64;
+
 /// Where a node of a Cluster says that a call should have gone.
 pub(super) enum Elsewhere {
     /// The slot is there by now.
@@ -59,10 +62,11 @@ fn moving() -> StoreError {
 }
 
 impl Node {
-    /// Follows groups of a lane's batch to where they belong. `hops` counts how often they were sent on before.
-    pub(super) async fn follow(
-        &self,
-        cluster: &Shared,
+    /// Follows groups of a lane's batch to where they belong, by tasks of their own: a lane does not wait for another
+    /// node, and how long that takes is that node's affair. `hops` counts how often they were sent on before.
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        cluster: &Arc<Shared>,
         lane: &Lane,
         groups: SmallVec<[(Elsewhere, Group); 1]>,
         hops: usize,
@@ -87,17 +91,34 @@ impl Node {
             }
         }
         for (address, groups) in moved {
-            match cluster.node_at(&address) {
-                Some(node) => {
-                    if let Err(class) = Box::pin(node.exchange(lane, groups, hops + 1)).await {
-                        node.breaker.failed(class.name());
-                    }
+            let node = cluster.node_at(&address);
+            let place =
+                node.and_then(|node| Some((Arc::clone(&node.followed).try_acquire_owned().ok()?, node)));
+            match place {
+                Some((_, node)) if !node.breaker.is_closed() => {
+                    groups.into_iter().for_each(|group| group.fail(&StoreError::Open));
+                }
+                Some((place, node)) => {
+                    let lane = lane.as_it_is();
+                    tokio::spawn(async move {
+                        node.exchange_in_time(&lane, groups, hops + 1).await;
+                        drop(place);
+                    });
                 }
                 None => groups.into_iter().for_each(|group| group.fail(&moving())),
             }
         }
         if !singly.is_empty() {
-            self.decide_singly(cluster, singly).await;
+            match Arc::clone(&self.followed).try_acquire_owned() {
+                Ok(place) => {
+                    let (node, cluster) = (Arc::clone(self), Arc::clone(cluster));
+                    tokio::spawn(async move {
+                        node.decide_singly(&cluster, singly).await;
+                        drop(place);
+                    });
+                }
+                Err(_) => singly.into_iter().for_each(|group| group.fail(&moving())),
+            }
         }
     }
 

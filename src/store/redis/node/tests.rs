@@ -130,6 +130,23 @@ async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
     assert!(failure.pending.is_none() && !failure.error.may_have_landed());
 }
 
+#[tokio::test]
+async fn calls_that_find_no_connection_open_the_circuit_by_attempts_that_fail_not_by_how_many_they_are() {
+    let (first, longest) = (Duration::from_secs(1), Duration::from_millis(20));
+    let tuning = Tuning { reconnect_first: first, reconnect_longest: longest, ..tuning() };
+    let node = Node::new(at("redis://127.0.0.1:1"), tuning, 7, &Arc::default());
+    for _ in 0..1_000 {
+        assert!(ask(&node, PATIENCE).await.is_err());
+    }
+    assert!(node.breaker().is_closed());
+    let until = clock::instant() + PATIENCE;
+    while node.breaker().is_closed() {
+        assert!(clock::instant() < until, "it never opens");
+        _ = ask(&node, PATIENCE).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_eviction_policy_that_changes_while_connected_is_seen() {
     let server = RedisServer::start();
