@@ -209,6 +209,13 @@ impl Watch {
             limits: set.len(),
             warnings: set.warnings().to_vec(),
         };
+        let set = Arc::new(set);
+        self.current.store(Some(Arc::clone(&set)));
+        self.change(|status| {
+            status.in_force = Some(in_force);
+            status.refused = None;
+        });
+        // Not before it is true.
         tracing::info!(
             path = %self.path.display(),
             version,
@@ -219,14 +226,9 @@ impl Watch {
             "rules loaded"
         );
         set.warnings().iter().for_each(log_problem);
-        self.current.store(Some(Arc::new(set)));
         judged.names = files.names();
         judged.retired.extend(previous);
         judged.clear_retired();
-        self.change(|status| {
-            status.in_force = Some(in_force);
-            status.refused = None;
-        });
     }
 
     /// Logs why there are no new rules.
