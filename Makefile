@@ -5,10 +5,13 @@ VENV := target/venv
 # How long each fault lasts in `make soak`.
 SECONDS ?= 60
 
-.PHONY: help test soak check bench e2e clean
+# What `make bench` measures: memory redis latency buckets script curve; nothing is all of them.
+SECTIONS ?=
+
+.PHONY: help test soak check bench bench-manual bench-micro bench-try e2e clean
 
 help: ## say what can be made
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 test: $(VENV)/ready ## run all tests: units, properties, real servers, Python's gRPC, a real Envoy, real Redis
 	@command -v redis-server >/dev/null || { \
@@ -26,8 +29,18 @@ check: ## check format, lints and documentation, warnings counting as errors
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-bench: ## measure lookup, arithmetic and the store in memory
-	cargo bench --locked
+bench: ## measure weir against a stock server, side by side; SECTIONS="memory redis" is a part of it
+	cargo bench --locked --bench against -- $(SECTIONS)
+
+bench-manual: bench ## the same, and put the tables and plots into the manual
+	cargo bench --locked --bench against -- manual
+
+bench-micro: ## measure what a decision is made of: lookup, arithmetic, stores, encoding, the script
+	cargo bench --locked --bench micro
+
+bench-try: ## see that the benches work, and judge nothing
+	cargo bench --locked --profile dev --bench against -- --quick
+	cargo bench --locked --profile dev --bench micro -- --test
 
 e2e: $(VENV)/ready ## run only the tests that put a real Envoy in front
 	cargo test --locked --test it envoy::

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `check`, `explain`, `schema` and `hit`.
+//! The command line: `serve`, `check`, `explain`, `schema`, `hit` and `load`.
 //!
 //! Answers go to standard output, messages to standard error. Exit codes: 0; 64 (`EX_USAGE`) for a wrong command line or
 //! wrong rules; 1 for what could not be started or reached.
@@ -22,6 +22,7 @@ mod check;
 mod descriptor;
 mod explain;
 mod hit;
+mod load;
 mod stores;
 
 /// A wrong command line or wrong rules, as sysexits.h has it.
@@ -55,6 +56,11 @@ enum Command {
 
     /// Ask a running server about one request, and charge it
     Hit(Box<hit::Hit>),
+
+    /// Put a load on a server that speaks the rate limit protocol, and tell how it fares
+    ///
+    /// The result is on standard output; standard error is told every second how it goes.
+    Load(Box<load::Load>),
 }
 
 /// Runs the command that `arguments` give, the first of which is the program's own name.
@@ -85,6 +91,11 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Hit(hit) => match runtime().and_then(|runtime| runtime.block_on(hit.run())) {
             Ok(text) => answer(&text),
             Err(error) => fail(EX_FAILED, &error),
+        },
+        Command::Load(load) => match load.run() {
+            Ok(text) => answer(&text),
+            Err(load::Refused::Usage(error)) => fail(EX_USAGE, &error),
+            Err(load::Refused::Failed(error)) => fail(EX_FAILED, &error),
         },
     }
 }

@@ -78,6 +78,13 @@ pub fn stopwatch() -> Instant {
     Instant::now()
 }
 
+/// How long this process has kept processors busy so far, all its threads together.
+#[must_use]
+pub fn cpu() -> std::time::Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    std::time::Duration::try_from(time).unwrap_or_default()
+}
+
 #[inline]
 fn micros(duration: std::time::Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)

@@ -16,7 +16,7 @@
 //!   over HTTP, rules that are read, connections to Redis.
 //! - [`http`] answers what is not gRPC: probes, metrics, the rules in force, decisions as JSON.
 //! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] what weir tells
-//!   of itself.
+//!   of itself. `load` is the load that `weir load` puts on a server.
 //!
 //! Dependencies point inward: `bucket` ← `decision` ← `store` ← `limiter` ← `service` ← `app`; `rules` knows none of
 //! the stores.
@@ -29,6 +29,7 @@ pub mod clock;
 pub mod decision;
 pub mod http;
 pub mod limiter;
+mod load;
 pub mod proto;
 pub mod rules;
 pub mod serve;

@@ -36,7 +36,7 @@ pub use convert::Override;
 pub type CurrentRules = Arc<ArcSwapOption<RuleSet>>;
 
 /// What of the service can be set.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Descriptors that one request may have.
     pub max_descriptors: usize,
@@ -52,6 +52,21 @@ pub struct Options {
     pub near_limit: f64,
     /// Headers that tell of limits, where a domain does not choose its own.
     pub headers: Headers,
+}
+
+impl Default for Options {
+    /// What the command line has where nothing is said.
+    fn default() -> Self {
+        Self {
+            max_descriptors: 64,
+            shadow_mode: false,
+            quota_mode: false,
+            max_debt: 10.0,
+            dynamic_metadata: false,
+            near_limit: 0.8,
+            headers: Headers::default(),
+        }
+    }
 }
 
 /// The service.

@@ -167,18 +167,13 @@ descriptors:
         let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(set(RULES)));
         let metrics = Arc::<Metrics>::default();
         let store = LocalStore::new(NonZeroUsize::new(100_000).unwrap(), Clock::manual(NOW));
-        let options = Options {
-            max_descriptors: 64,
-            shadow_mode: false,
-            quota_mode: false,
-            max_debt: 10.0,
-            dynamic_metadata: false,
-            near_limit: 0.8,
-            ..Options::default()
-        };
         let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));
         let recorder = Recorder::new(Arc::clone(&metrics), Clock::manual(NOW));
-        Fixture { service: Service::new(Arc::clone(&rules), limiter, options, recorder), rules, metrics }
+        Fixture {
+            service: Service::new(Arc::clone(&rules), limiter, Options::default(), recorder),
+            rules,
+            metrics,
+        }
     }
 
     fn set(text: &str) -> RuleSet {

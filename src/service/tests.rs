@@ -70,15 +70,7 @@ fn with_rules(text: &str, set: impl FnOnce(&mut Options)) -> Fixture {
     let clock = Clock::manual(NOW);
     let rules = RuleSet::from_texts([("test.yaml", text)], NOW).unwrap();
     let store = LocalStore::new(NonZeroUsize::new(10_000).unwrap(), clock.clone());
-    let mut options = Options {
-        max_descriptors: 64,
-        shadow_mode: false,
-        quota_mode: false,
-        max_debt: 10.0,
-        dynamic_metadata: false,
-        near_limit: 0.8,
-        ..Options::default()
-    };
+    let mut options = Options::default();
     set(&mut options);
     let rules: CurrentRules = Arc::new(ArcSwapOption::from_pointee(rules));
     let limiter = Arc::new(Limiter::in_memory(store, KeySeed::fixed(1)));

@@ -21,15 +21,7 @@ fn service(rules: RuleSet) -> Service {
     Service::new(
         Arc::new(ArcSwapOption::from_pointee(rules)),
         Arc::new(Limiter::in_memory(store, KeySeed::fixed(1))),
-        Options {
-            max_descriptors: 64,
-            shadow_mode: false,
-            quota_mode: false,
-            max_debt: 10.0,
-            dynamic_metadata: true,
-            near_limit: 0.8,
-            ..Options::default()
-        },
+        Options { dynamic_metadata: true, ..Options::default() },
         Recorder::default(),
     )
 }

@@ -23,6 +23,7 @@ mod examples;
 mod faults;
 mod fuzz;
 mod http;
+mod load;
 mod logs;
 mod protocol;
 mod redis;
