@@ -140,7 +140,7 @@ impl Decision {
 }
 
 /// Verdicts, in the order of the charges; a few fit without the heap.
-pub type Verdicts = SmallVec<[Verdict; 4]>;
+pub type Verdicts = SmallVec<[Verdict; 2]>;
 
 /// Decides `charges` on `buckets`, at the moment `now`.
 ///

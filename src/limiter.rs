@@ -60,7 +60,7 @@ pub struct Failing {
 }
 
 /// What the buckets of a request's charges are called in a shared store, in the order of the charges.
-pub type Names = SmallVec<[Bytes; 4]>;
+pub type Names = SmallVec<[Bytes; 2]>;
 
 impl Limiter {
     /// A limiter over buckets in memory, which are named under `keys`.

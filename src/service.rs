@@ -101,10 +101,10 @@ enum LimitSource<'r> {
 #[derive(Default)]
 struct Plan<'r> {
     /// For each descriptor.
-    asked: SmallVec<[Asked<'r>; 4]>,
-    charges: SmallVec<[Charge; 4]>,
+    asked: SmallVec<[Asked<'r>; 2]>,
+    charges: SmallVec<[Charge; 2]>,
     /// For each charge.
-    limits: SmallVec<[LimitSource<'r>; 4]>,
+    limits: SmallVec<[LimitSource<'r>; 2]>,
     /// For each charge, where the store needs them.
     names: Names,
     /// The domain, if it has rules.
@@ -441,7 +441,7 @@ impl Service {
         decision: &Decision,
     ) -> RateLimitResponse {
         // Of each descriptor's limits, the one that denied, or else the one with the least left.
-        let shown: SmallVec<[Option<Charged<'_, '_>>; 4]> = plan
+        let shown: SmallVec<[Option<Charged<'_, '_>>; 2]> = plan
             .asked
             .iter()
             .map(|asked| match asked {

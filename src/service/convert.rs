@@ -17,7 +17,7 @@ use crate::rules::{Allowance, Entry, Unit};
 
 /// A descriptor that has been looked over.
 pub(super) struct Descriptor<'a> {
-    pub(super) entries: SmallVec<[Entry<'a>; 4]>,
+    pub(super) entries: SmallVec<[Entry<'a>; 2]>,
     pub(super) limit: Option<Override>,
     pub(super) hits: Hits,
 }
@@ -44,7 +44,7 @@ impl Override {
 pub(super) fn descriptors(
     request: &RateLimitRequest,
     max_descriptors: usize,
-) -> Result<SmallVec<[Descriptor<'_>; 4]>, Status> {
+) -> Result<SmallVec<[Descriptor<'_>; 2]>, Status> {
     if request.domain.is_empty() {
         return Err(Status::invalid_argument(
             "domain: empty; a rate limit filter names the domain of its rules",

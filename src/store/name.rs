@@ -25,6 +25,9 @@ const PREFIX: &str = "weir:";
 /// The longest name, in bytes, that is not cut short.
 const LONGEST: usize = 200;
 
+/// Names are seldom longer than this: it is taken at once, not bit by bit.
+const USUAL: usize = 128;
+
 /// So much of the domain is left of a name that is.
 const LONGEST_DOMAIN: usize = 64;
 
@@ -50,7 +53,11 @@ impl NameBuilder {
 
     /// The same, in the store of this name.
     pub fn in_store(store: Option<&str>, domain: &str) -> Self {
-        let mut name = store.map_or_else(|| PREFIX.to_owned(), prefix);
+        let mut name = String::with_capacity(USUAL);
+        match store {
+            None => name.push_str(PREFIX),
+            Some(store) => name.push_str(&prefix(store)),
+        }
         let prefix = name.len();
         escape(&mut name, domain.as_bytes());
         Self { domain: name.len(), prefix, name }
@@ -163,13 +170,20 @@ impl Identity for NameBuilder {
 }
 
 fn escape(name: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        match byte {
-            b'%' | b'|' | b'=' | b'~' | b'!' | b'#' | b'{' | b'}' => _ = write!(name, "%{byte:02X}"),
-            0x21..=0x7e => name.push(char::from(*byte)),
-            _ => _ = write!(name, "%{byte:02X}"),
-        }
+    // Mostly there is nothing to escape, and all of it is taken at once.
+    if bytes.iter().all(|byte| is_plain(*byte))
+        && let Ok(text) = std::str::from_utf8(bytes)
+    {
+        return name.push_str(text);
     }
+    for byte in bytes {
+        if is_plain(*byte) { name.push(char::from(*byte)) } else { _ = write!(name, "%{byte:02X}") }
+    }
+}
+
+/// Whether a byte stands for itself.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, 0x21..=0x7e) && !matches!(byte, b'%' | b'|' | b'=' | b'~' | b'!' | b'#' | b'{' | b'}')
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::store::StoreError;
 use crate::telemetry::traces::{self, Traced};
 
 /// The charges of one request.
-pub(super) type Charges = SmallVec<[NamedCharge; 2]>;
+pub(super) type Charges = SmallVec<[NamedCharge; 1]>;
 
 /// What a waiting call is told.
 pub(super) type Answer = Result<Decided, StoreError>;
