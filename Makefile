@@ -43,7 +43,7 @@ bench-try: ## see that the benches work, and judge nothing
 	cargo bench --locked --profile dev --bench micro -- --test
 
 e2e: $(VENV)/ready ## run only the tests that put a real Envoy in front
-	cargo test --locked --test it envoy::
+	cargo test --locked --test it -- envoy replies::
 
 clean: ## remove what was built, Envoy and Python packages included
 	cargo clean

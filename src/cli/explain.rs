@@ -14,6 +14,7 @@ use crate::rules::{
     self, Allowance, Denial, Domain, Entry, LoadError, OnTier, Resolved, Rule, RuleLimit, RuleSet,
     text as text_of,
 };
+use crate::service::is_enforced_on;
 use crate::service::trial::{Trial, on_unused_buckets};
 
 /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
@@ -148,8 +149,14 @@ fn write_one(
             write_limit(text, name, domain, entries, rule, limit)?;
         }
     }
+    if rule.met(entries).all(|(limit, _)| limit.allowance == Allowance::Unlimited) {
+        // What is never over denies nobody, and asks no store.
+        return Ok(());
+    }
     if rule.enforce_percent < 100 {
-        writeln!(text, "  enforced: on {} callers of a hundred", rule.enforce_percent)?;
+        let is_enforced = is_enforced_on(entries, name, rule);
+        let on_this = if is_enforced { "this is one of them" } else { "this is none of them" };
+        writeln!(text, "  enforced: on {} callers of a hundred; {on_this}", rule.enforce_percent)?;
     }
     if let Some(share) = rule.all_limits().find_map(|limit| limit.warn_at) {
         writeln!(text, "  warns: from {share} of it on")?;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use siphasher::sip::SipHasher13;
 
-use super::file::{Descriptor, File, HashTag, Share};
+use super::file::{Descriptor, File, HashTag, Percent, Share};
 use super::problem::{Path, Place, Problem, Problems};
 use super::reply::Headers;
-use super::rule::{Rule, Source};
+use super::rule::{Allowance, Rule, Source};
 use super::tier::TIER_KEY;
 use super::tree::{Branch, Domain, Node};
 use super::yaml::{self, Any, Field};
@@ -291,26 +291,7 @@ impl<'f> Scope<'f> {
             && descriptor.rate_limits.is_absent()
             && descriptor.tier_limit.is_absent()
         {
-            let is_true = |field: &Field<bool>| match field {
-                Field::Given(place, true) => Some(*place),
-                _ => None,
-            };
-            for (place, key) in [
-                (is_true(&descriptor.shadow_mode), "shadow_mode"),
-                (is_true(&descriptor.quota_mode), "quota_mode"),
-                (is_true(&descriptor.overdraft), "overdraft"),
-                (descriptor.cost.place(), "cost"),
-                (descriptor.warn_at.place(), "warn_at"),
-                (descriptor.enforce_percent.place(), "enforce_percent"),
-                (descriptor.message.place(), "message"),
-                (descriptor.body.place(), "body"),
-                (descriptor.on_redis_failure.place(), "on_redis_failure"),
-            ] {
-                if let Some(place) = place {
-                    let message = "says nothing without a `rate_limit` beside it";
-                    self.problems.warning(place, &Path::Key(path, key), message);
-                }
-            }
+            self.says_nothing(descriptor, path, "says nothing without a `rate_limit` beside it");
             return None;
         }
         if let Field::Given(place, 0) = descriptor.cost {
@@ -331,6 +312,9 @@ impl<'f> Scope<'f> {
         }
         if limits.is_empty() && by_tier.is_none() {
             return None;
+        }
+        if by_tier.is_none() && limits.iter().all(|limit| limit.allowance == Allowance::Unlimited) {
+            self.says_nothing(descriptor, path, "says nothing beside `unlimited`, which denies nobody");
         }
         let written =
             [descriptor.rate_limit.place(), descriptor.rate_limits.place(), descriptor.tier_limit.place()];
@@ -359,7 +343,7 @@ impl<'f> Scope<'f> {
             shared,
             cost: descriptor.cost.get().copied().unwrap_or(1),
             overdraft: is_true(&descriptor.overdraft),
-            enforce_percent: descriptor.enforce_percent.get().copied().unwrap_or(100),
+            enforce_percent: descriptor.enforce_percent.get().map_or(100, |Percent(percent)| *percent),
             on_redis_failure: descriptor.on_redis_failure.get().copied().or(common),
             metadata: descriptor.metadata.get().cloned(),
             told_values: told_values(trail, is_true(&descriptor.detailed_metric)),
@@ -376,17 +360,34 @@ fn told_values(trail: &Trail<'_>, all: bool) -> Box<[bool]> {
 }
 
 impl Scope<'_> {
+    /// Warns of all that a descriptor says of a limit that it does not have.
+    fn says_nothing(&self, descriptor: &Descriptor, path: &Path<'_>, message: &str) {
+        let is_true = |field: &Field<bool>| match field {
+            Field::Given(place, true) => Some(*place),
+            _ => None,
+        };
+        for (place, key) in [
+            (is_true(&descriptor.shadow_mode), "shadow_mode"),
+            (is_true(&descriptor.quota_mode), "quota_mode"),
+            (is_true(&descriptor.overdraft), "overdraft"),
+            (descriptor.cost.place(), "cost"),
+            (descriptor.warn_at.place(), "warn_at"),
+            (descriptor.enforce_percent.place(), "enforce_percent"),
+            (descriptor.message.place(), "message"),
+            (descriptor.body.place(), "body"),
+            (descriptor.on_redis_failure.place(), "on_redis_failure"),
+        ] {
+            if let Some(place) = place {
+                self.problems.warning(place, &Path::Key(path, key), message);
+            }
+        }
+    }
+
     /// Looks at whom a rule's limits are enforced on.
     fn enforcement(&self, descriptor: &Descriptor, path: &Path<'_>) {
-        let Field::Given(place, percent) = descriptor.enforce_percent else { return };
+        let Some(place) = descriptor.enforce_percent.place() else { return };
         let path = Path::Key(path, "enforce_percent");
-        if percent > 100 {
-            self.problems.error(
-                place,
-                &path,
-                format!("expected a percentage from 0 to 100, found {percent}"),
-            );
-        } else if is_true(&descriptor.shadow_mode) {
+        if is_true(&descriptor.shadow_mode) {
             let message = "says nothing beside `shadow_mode: true`, which enforces it on nobody";
             self.problems.warning(place, &path, message);
         } else if is_true(&descriptor.share_threshold) {

@@ -131,6 +131,21 @@ impl<'de> Deserialize<'de> for Share {
     }
 }
 
+/// So many of a hundred.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Percent(pub(super) u32);
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let percent = parse_whole(&text).and_then(|number| u32::try_from(number).ok());
+        percent.filter(|percent| *percent <= 100).map(Self).ok_or_else(|| {
+            let text = shorten(&text);
+            de::Error::custom(format!("expected a whole number from 0 to 100, found `{text}`"))
+        })
+    }
+}
+
 /// The limits of a tier, by dimension.
 pub(super) type TierLimits = BTreeMap<String, Field<RateLimit>>;
 
@@ -172,7 +187,7 @@ pub(super) struct Descriptor {
     /// The share from which on a caller is told by a header, and denied nothing.
     pub(super) warn_at: Field<Share>,
     /// On how many callers of a hundred it is enforced; for the others it is in shadow mode.
-    pub(super) enforce_percent: Field<u32>,
+    pub(super) enforce_percent: Field<Percent>,
     /// What a client gets who is denied, as plain text.
     pub(super) message: Field<String>,
     /// What a client gets who is denied, with a content type.
@@ -222,11 +237,12 @@ impl<'de> FromText<'de> for HashTag {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct ByEntry {
+            #[serde(default)]
             entry: String,
         }
         let ByEntry { entry } = ByEntry::deserialize(deserializer)?;
         if entry.is_empty() {
-            return Err(de::Error::custom("`entry` is a key of descriptors, and cannot be empty"));
+            return Err(de::Error::custom("missing: say the key of an entry, as in `{ entry: user_id }`"));
         }
         Ok(Self::Entry(entry.into_bytes().into()))
     }

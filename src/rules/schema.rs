@@ -10,7 +10,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::file::{Algorithm, File, HashTag, OneOrMany, Share};
+use super::file::{Algorithm, File, HashTag, OneOrMany, Percent, Share};
 use super::reply::{HeaderStyle, STYLES};
 use super::unit::{SUFFIXES, Unit};
 use super::yaml::{Any, Field};
@@ -127,6 +127,16 @@ impl JsonSchema for Share {
                 { "type": "string", "pattern": "^[0-9.]+ *%?$" },
             ],
         })
+    }
+}
+
+impl JsonSchema for Percent {
+    fn schema_name() -> Cow<'static, str> {
+        "Percent".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "description": "So many of a hundred", "type": "integer", "minimum": 0, "maximum": 100 })
     }
 }
 
@@ -276,8 +286,10 @@ mod tests {
     }
 
     #[test]
-    fn files_in_config_name_the_schema_beside_them() {
-        for file in rule_files(&root().join("config")) {
+    fn files_to_start_from_name_the_schema() {
+        let mut files = rule_files(&root().join("config"));
+        files.extend(rule_files(&root().join("envoy/features")));
+        for file in files {
             let text = std::fs::read_to_string(&file).unwrap();
             let named =
                 text.lines().next().unwrap().strip_prefix("# yaml-language-server: $schema=").unwrap();
@@ -317,6 +329,8 @@ mod tests {
             file("{ key: x, values: x }"),
             file("{ key: x, warn_at: 2, rate_limit: 1/day }"),
             file("{ key: x, warn_at: soon, rate_limit: 1/day }"),
+            file("{ key: x, enforce_percent: 101, rate_limit: 1/day }"),
+            file("{ key: x, enforce_percent: 12.5, rate_limit: 1/day }"),
             file("{ key: x, body: text, rate_limit: 1/day }"),
             "domain: api\nredis_hash_tag: user\n".into(),
             "domain: api\nredis_hash_tag: { entri: user }\n".into(),

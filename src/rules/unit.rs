@@ -53,6 +53,20 @@ const NAMED: [(&str, Unit, Micros); 7] = [
 pub(super) const SUFFIXES: [(&str, Micros); 6] =
     [("ms", 1_000), ("s", SECOND), ("m", MINUTE), ("h", HOUR), ("d", DAY), ("w", WEEK)];
 
+/// What units are called for short elsewhere.
+const SHORT: [(&str, &str); 10] = [
+    ("s", "second"),
+    ("sec", "second"),
+    ("m", "minute"),
+    ("min", "minute"),
+    ("h", "hour"),
+    ("hr", "hour"),
+    ("d", "day"),
+    ("w", "week"),
+    ("mo", "month"),
+    ("yr", "year"),
+];
+
 impl Unit {
     /// The length of the window in microseconds.
     #[must_use]
@@ -106,10 +120,17 @@ fn unknown_unit(text: &str) -> String {
         return "unknown unit, and too long to be a misspelt one".into();
     }
     let lower = text.to_lowercase();
-    let nearest = NAMED.iter().map(|(name, ..)| (*name, strsim::damerau_levenshtein(name, &lower)));
-    match nearest.min_by_key(|(_, distance)| *distance) {
-        Some((name, distance)) if distance <= 2 => format!("unknown unit `{text}`; did you mean `{name}`?"),
-        _ => format!(
+    let one = lower.strip_suffix('s').filter(|one| one.len() > 1).unwrap_or(&lower);
+    let short = SHORT.iter().find(|(short, _)| *short == one);
+    let nearest = || {
+        let nearest = NAMED.iter().map(|(name, ..)| (*name, strsim::damerau_levenshtein(name, &lower)));
+        let nearest = nearest.min_by_key(|(_, distance)| *distance);
+        // What begins with a number is no name that has been misspelt.
+        nearest.filter(|(_, distance)| *distance <= 2 && !lower.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    match short.map(|(_, name)| *name).or_else(|| nearest().map(|(name, _)| name)) {
+        Some(name) => format!("unknown unit `{text}`; did you mean `{name}`?"),
+        None => format!(
             "unknown unit `{text}`; write second, minute, hour, day, week, month or year, or a duration like 30s, 15m, 2h"
         ),
     }
@@ -173,6 +194,13 @@ mod tests {
         for (text, message) in [
             ("minutes", "unknown unit `minutes`; did you mean `minute`?"),
             ("hors", "unknown unit `hors`; did you mean `hour`?"),
+            ("s", "unknown unit `s`; did you mean `second`?"),
+            ("Mins", "unknown unit `Mins`; did you mean `minute`?"),
+            ("hr", "unknown unit `hr`; did you mean `hour`?"),
+            (
+                "40y",
+                "unknown unit `40y`; write second, minute, hour, day, week, month or year, or a duration like 30s, 15m, 2h",
+            ),
             ("0s", "`0s` is no window: it lasts from 1ms to 365d"),
             ("400d", "`400d` is no window: it lasts from 1ms to 365d"),
             ("99999999999999999999s", "`99999999999999999999s` is no window: it lasts from 1ms to 365d"),

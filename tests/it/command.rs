@@ -368,7 +368,7 @@ user=zen
   tier: `pro`, named by `user`
   limit: 600 per minute, 600 at once (/rules.yaml:5:20)
   bucket: domain `api`, user=zen, limit `requests`
-  enforced: on 50 callers of a hundred
+  enforced: on 50 callers of a hundred; this is none of them
   warns: from 0.8 of it on
   cost: a hit takes 2 tokens
   without Redis: denied
@@ -377,7 +377,7 @@ user=ann
   tier: `free`, the default of `user`
   limit: 60 per minute, 60 at once (/rules.yaml:4:21)
   bucket: domain `api`, user=ann, limit `requests`
-  enforced: on 50 callers of a hundred
+  enforced: on 50 callers of a hundred; this is one of them
   warns: from 0.8 of it on
   cost: a hit takes 2 tokens
   without Redis: denied

@@ -1,7 +1,9 @@
 //! Every file that is shipped for use is loaded here, and says what it is said to say.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 
+use weir::bucket::{Bucket, Calendar, Hits, Limit, Outcome};
 use weir::rules::{Entry, RuleSet, load};
 
 fn root() -> &'static Path {
@@ -70,6 +72,43 @@ fn every_rule_file_in_the_manual_loads() {
         let set = RuleSet::from_texts([("README.md", block)], 0)
             .unwrap_or_else(|error| panic!("{error:?}\n{block}"));
         assert!(set.warnings().is_empty(), "{:?}", set.warnings());
+    }
+}
+
+/// Each column is an eighth of a minute, the first one begins half a minute before the turn of one.
+#[test]
+fn the_picture_of_the_algorithms_shows_what_they_admit() {
+    const MINUTE: u64 = 60_000_000;
+    let manual = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (eight, minute) = (NonZeroU32::new(8).unwrap(), NonZeroU64::new(MINUTE).unwrap());
+    for (name, limit) in [
+        ("token_bucket", Limit::new(eight, minute)),
+        ("fixed_window", Limit::fixed_window(eight, minute, Calendar::Epoch)),
+        ("sliding_window", Limit::sliding_window(eight, minute)),
+    ] {
+        let mut bucket = Bucket::FULL;
+        let half_past = 29_000_000 * MINUTE + MINUTE / 2;
+        let mut column = |column: u64| {
+            // Ten times in each, somebody takes all that there is.
+            let mut admitted = 0;
+            for moment in 0..10 {
+                let now = half_past + (10 * column + moment) * MINUTE / 80;
+                while bucket.take(&limit, Hits::Take(1), now) == Outcome::Fits {
+                    admitted += 1;
+                }
+            }
+            if admitted == 0 { ".".to_owned() } else { admitted.to_string() }
+        };
+        let columns: Vec<String> = (0..20).map(&mut column).collect();
+        let is = format!(
+            "{} │ {} │ {}",
+            columns[..4].join(" "),
+            columns[4..12].join(" "),
+            columns[12..].join(" ")
+        );
+        let shown = manual.lines().find(|line| line.starts_with(&format!("  {name} "))).unwrap();
+        let shown: Vec<&str> = shown.split_whitespace().skip(1).collect();
+        assert_eq!(shown.join(" "), is, "{name}");
     }
 }
 

@@ -244,10 +244,17 @@ impl Scope<'_> {
             by_request.or_else(by_file).and_then(|entry| Some((entry, trail.get(entry)?)))
         else {
             let known = tiers.subjects.keys().map(|key| format!("`{}`", shorten(key))).collect::<Vec<_>>();
-            let known = if known.is_empty() { "no key".into() } else { known.join(", ") };
-            let message = format!(
-                "nobody knows whose tier: neither this descriptor nor one above has a key that `subjects` names, which is {known}, or `{TIER_KEY}`"
-            );
+            let why = if known.is_empty() {
+                format!(
+                    "no file of this domain has `subjects`, and neither this descriptor nor one above has the key `{TIER_KEY}`"
+                )
+            } else {
+                let known = known.join(", ");
+                format!(
+                    "neither this descriptor nor one above has a key that `subjects` names, which is {known}, or `{TIER_KEY}`"
+                )
+            };
+            let message = format!("nobody knows whose tier: {why}");
             self.problems.error(place, path, message);
             return None;
         };

@@ -447,11 +447,11 @@ fn mistakes_in_soft_limits_are_told() {
         ("key: a, warn_at: ^0.8", ".warn_at: warning: says nothing without a `rate_limit` beside it".into()),
         (
             "key: a, enforce_percent: ^101, rate_limit: 1/day",
-            ".enforce_percent: expected a percentage from 0 to 100, found 101".into(),
+            ".enforce_percent: expected a whole number from 0 to 100, found `101`".into(),
         ),
         (
             "key: a, enforce_percent: ^-1, rate_limit: 1/day",
-            ".enforce_percent: expected a whole number from 0 to 4294967295, found `-1`".into(),
+            ".enforce_percent: expected a whole number from 0 to 100, found `-1`".into(),
         ),
         (
             "key: a, enforce_percent: ^5, shadow_mode: true, rate_limit: 1/day",
@@ -530,14 +530,24 @@ fn a_hash_tag_is_the_domain_or_an_entry_and_mistakes_in_it_are_told() {
     let by_user = HashTag::Entry(b"user".as_slice().into());
     assert_eq!(set("{ entry: user }").domain("api").unwrap().hash_tag(), Some(&by_user));
     assert_eq!(rules("domain: api\n").domain("api").unwrap().hash_tag(), None);
+    let missing = "2:17 redis_hash_tag: missing: say the key of an entry, as in `{ entry: user_id }`";
     for (tag, said) in [
-        ("user", "expected `domain`, or an entry as in `{ entry: user_id }`, found `user`"),
-        ("{ entry: '' }", "`entry` is a key of descriptors, and cannot be empty"),
-        ("{ key: user }", "`key` does not belong here"),
-        ("{}", "entry"),
+        (
+            "user",
+            &["2:17 redis_hash_tag: expected `domain`, or an entry as in `{ entry: user_id }`, found `user`"]
+                [..],
+        ),
+        ("[domain]", &["2:17 redis_hash_tag: expected a map with `entry`, found a list"]),
+        ("{ entry: '' }", &[missing]),
+        ("{}", &[missing]),
+        (
+            "{ key: user }",
+            &[
+                missing,
+                "2:19 redis_hash_tag.key: `key` does not belong here: it stands in the descriptor, beside `key`",
+            ],
+        ),
     ] {
-        let found = problems(&format!("domain: api\nredis_hash_tag: {tag}\n"));
-        let is_told = found.iter().any(|found| found.starts_with("2:") && found.contains(said));
-        assert!(is_told, "{tag}: {found:?}");
+        said_of(&format!("domain: api\nredis_hash_tag: {tag}\n"), said);
     }
 }

@@ -212,7 +212,26 @@ fn limits_that_never_matter_or_admit_nothing_are_warned_about() {
     for (inner, said) in [
         ("key: a, rate_limits: [20/second, ^2000/minute]", vec![never("minute", "second")]),
         ("key: a, rate_limits: [^{ unit: minute, requests_per_unit: 90, burst: 30 }, 1/second]", vec![never("minute", "second")]),
-        ("key: a, rate_limits: [1/second, ^{ unit: hour, requests_per_unit: 3800, algorithm: sliding_window }]", vec![never("hour", "second")]),
+        // An hour and an eighth are counted together.
+        ("key: a, rate_limits: [1/second, { unit: hour, requests_per_unit: 4050, algorithm: sliding_window }]", vec![]),
+        ("key: a, rate_limits: [1/second, ^{ unit: hour, requests_per_unit: 4051, algorithm: sliding_window }]", vec![never("hour", "second")]),
+        ("key: a, rate_limits: [1/second, ^{ unit: hour, requests_per_unit: 3601, algorithm: fixed_window }]", vec![never("hour", "second")]),
+        (
+            "key: a, rate_limits: [{ unit: day, requests_per_unit: 5, algorithm: fixed_window }, ^{ name: b, unit: day, requests_per_unit: 9, algorithm: fixed_window }]",
+            vec![never("b", "day")],
+        ),
+        (
+            "key: a, rate_limits: [^{ name: b, unit: 15m, requests_per_unit: 9, algorithm: sliding_window }, { unit: 15m, requests_per_unit: 5, algorithm: sliding_window }]",
+            vec![never("b", "15m")],
+        ),
+        ("key: a, rate_limits: [{ unit: minute, requests_per_unit: 5, algorithm: sliding_window }, ^400/hour]", vec![never("hour", "minute")]),
+        ("key: a, rate_limits: [{ unit: minute, requests_per_unit: 5, algorithm: sliding_window }, 200/hour]", vec![]),
+        // Around midnight, ten.
+        ("key: a, rate_limits: [{ unit: day, requests_per_unit: 5, algorithm: fixed_window }, { name: b, unit: day, requests_per_unit: 9 }]", vec![]),
+        ("key: a, rate_limits: [{ unit: day, requests_per_unit: 5, algorithm: fixed_window }, ^{ name: b, unit: day, requests_per_unit: 10 }]", vec![never("b", "day")]),
+        // 31 days.
+        ("key: a, rate_limits: [1/day, { unit: month, requests_per_unit: 31, algorithm: fixed_window }]", vec![]),
+        ("key: a, rate_limits: [1/day, ^{ unit: month, requests_per_unit: 32, algorithm: fixed_window }]", vec![never("month", "day")]),
         ("key: a, rate_limits: [20/second, 1000/15m]", vec![]),
         ("key: a, rate_limits: [{ unit: second, requests_per_unit: 20, burst: 50 }, 45/2s]", vec![]),
         ("key: a, rate_limits: [1/second, { unit: hour, requests_per_unit: 3600, algorithm: fixed_window }]", vec![]),
@@ -223,12 +242,28 @@ fn limits_that_never_matter_or_admit_nothing_are_warned_about() {
         ("key: a, cost: 10, overdraft: true, rate_limit: 5/minute", vec![]),
         ("key: a, cost: 10, rate_limit: 10/minute", vec![]),
         ("key: a, cost: 10, rate_limit: 0/minute", vec![]),
-        (
-            "key: a, shadow_mode: true, rate_limit: ^unlimited",
-            vec![": warning: what is unlimited denies nothing anyway: `shadow_mode` and `quota_mode` say nothing here".to_owned()],
-        ),
     ] {
         let said: Vec<&str> = said.iter().map(String::as_str).collect();
         said_of_descriptor(inner, &said);
     }
+}
+
+#[test]
+fn what_is_said_beside_a_limit_that_denies_nobody_is_warned_about() {
+    let nothing =
+        |key: &str| format!(".{key}: warning: says nothing beside `unlimited`, which denies nobody");
+    for key in ["shadow_mode: ^true", "quota_mode: ^true", "overdraft: ^true", "cost: ^2", "warn_at: ^0.5"] {
+        let (name, _) = key.split_once(':').unwrap();
+        said_of_descriptor(&format!("key: a, {key}, rate_limit: unlimited"), &[&nothing(name)]);
+    }
+    said_of_descriptor(
+        "key: a, enforce_percent: ^5, message: ^b, on_redis_failure: ^deny, rate_limits: [ unlimited ]",
+        &[&nothing("enforce_percent"), &nothing("message"), &nothing("on_redis_failure")],
+    );
+    // The limit of a tier counts.
+    said_of(
+        "domain: api\ntiers: { free: { calls: 5/day }, pro: { calls: unlimited } }\nsubjects: { a: { default: free } }\n\
+         descriptors:\n  - { key: a, cost: 2, tier_limit: calls }\n",
+        &[""; 0],
+    );
 }

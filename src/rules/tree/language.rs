@@ -1,7 +1,13 @@
 //! What is certain of the values that a regular expression matches, without trying any.
 
 use regex_syntax::ParserBuilder;
+use regex_syntax::hir::Hir;
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal, Seq};
+
+/// Reads a regular expression that works on bytes.
+pub(super) fn parse(text: &str) -> Result<Hir, Box<regex_syntax::Error>> {
+    ParserBuilder::new().unicode(false).utf8(false).build().parse(text).map_err(Box::new)
+}
 
 /// The values that a regular expression may match. It matches no others, and of these perhaps not all: anchors and word
 /// boundaries are left out of account.
@@ -17,7 +23,7 @@ pub(super) struct Language {
 impl Language {
     /// Of a text that is a regular expression.
     pub(super) fn of(text: &str) -> Option<Self> {
-        let hir = ParserBuilder::new().unicode(false).utf8(false).build().parse(text).ok()?;
+        let hir = parse(text).ok()?;
         let literals = |kind| Extractor::new().kind(kind).extract(&hir);
         Some(Self {
             shortest: hir.properties().minimum_len(),

@@ -3,7 +3,7 @@
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::Node;
-use super::language::Language;
+use super::language::{self, Language};
 use super::wildcards::{Ends, Wildcards};
 use crate::rules::rule::Source;
 
@@ -44,17 +44,19 @@ pub(in crate::rules) fn regex(text: &str) -> Result<Regex, String> {
     let build = |text: &str| {
         RegexBuilder::new(text).unicode(false).size_limit(MAX_SIZE).dfa_size_limit(MAX_SIZE).build()
     };
+    // Its last line: those before show the place by itself.
+    let short = |error: &dyn std::fmt::Display| {
+        let text = error.to_string();
+        let last = text.lines().last().unwrap_or_default();
+        last.strip_prefix("error: ").unwrap_or(last).to_owned()
+    };
     // By itself first: `a)|(b` is no expression, and would be one in brackets.
-    let built = build(text).and_then(|_| build(&format!(r"\A(?:{text})\z")));
-    built.map_err(|error| match error {
+    language::parse(text).map_err(|error| short(&error))?;
+    build(&format!(r"\A(?:{text})\z")).map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => {
             "too large when compiled: use smaller repetitions, or fewer alternatives".into()
         }
-        error => {
-            let text = error.to_string();
-            let last = text.lines().last().unwrap_or_default();
-            last.strip_prefix("error: ").unwrap_or(last).to_owned()
-        }
+        error => short(&error),
     })
 }
 
