@@ -163,8 +163,12 @@ fn tightest<'p, 'r>(charged: impl Iterator<Item = Charged<'p, 'r>>) -> Option<Ch
 }
 
 /// Tells the entries of a bucket's identity; `shared` says where a pattern stands in for a value.
-fn identify(identity: &mut impl Identity, entries: &[Entry<'_>], shared: &[Option<Box<[u8]>>]) {
-    for (index, Entry { key, value }) in entries.iter().enumerate() {
+fn identify(
+    identity: &mut impl Identity,
+    descriptor: &convert::Descriptor<'_>,
+    shared: &[Option<Box<[u8]>>],
+) {
+    for (index, Entry { key, value }) in descriptor.entries.iter().enumerate() {
         match shared.get(index) {
             Some(Some(pattern)) => identity.shared_entry(key, pattern),
             _ => identity.entry(key, value),
@@ -172,16 +176,12 @@ fn identify(identity: &mut impl Identity, entries: &[Entry<'_>], shared: &[Optio
     }
 }
 
-/// Whether a rule is enforced on a caller, who is among so many of a hundred: the same ones every time and in every process,
-/// whatever limit it is.
-pub(crate) fn is_enforced_on(entries: &[Entry<'_>], domain: &str, rule: &Rule) -> bool {
-    if rule.enforce_percent >= 100 {
-        return true;
-    }
+/// Whether a caller is among so many of a hundred: the same ones every time and in every process, whatever limit it is.
+fn is_among(percent: u32, domain: &str, descriptor: &convert::Descriptor<'_>, rule: &Rule) -> bool {
     let mut key = KeySeed::fixed(0).key(domain);
-    identify(&mut key, entries, &rule.shared);
+    identify(&mut key, descriptor, &rule.shared);
     let BucketKey(hash) = key.limit(b"enforce_percent");
-    hash % 100 < u128::from(rule.enforce_percent)
+    hash % 100 < u128::from(percent)
 }
 
 /// Begins what a bucket is called in Redis, in the store of this name and under the domain's hash tag.
@@ -207,7 +207,7 @@ fn name(
             }
         }
     }
-    identify(&mut name, &descriptor.entries, shared);
+    identify(&mut name, descriptor, shared);
     name
 }
 
@@ -369,10 +369,13 @@ impl Service {
     ) -> Asked<'r> {
         let first = plan.charges.len();
         let mut unlimited = None;
-        let is_enforced = is_enforced_on(&descriptor.entries, domain, rule);
-        let mode = if is_enforced { self.mode(rule.mode) } else { Mode::Shadow };
+        let mode = match rule.enforce_percent {
+            100.. => self.mode(rule.mode),
+            percent if is_among(percent, domain, descriptor, rule) => self.mode(rule.mode),
+            _ => Mode::Shadow,
+        };
         let mut key = self.limiter.keys().key(domain);
-        identify(&mut key, &descriptor.entries, &rule.shared);
+        identify(&mut key, descriptor, &rule.shared);
         for (rule_limit, since) in rule.met(&descriptor.entries) {
             if resolved.is_replaced(rule_limit) {
                 continue;
@@ -413,7 +416,7 @@ impl Service {
     ) {
         let unit = limit.unit.name().unwrap_or_default().as_bytes();
         let mut key = self.limiter.keys().key(domain);
-        identify(&mut key, &descriptor.entries, &[]);
+        identify(&mut key, descriptor, &[]);
         let BucketKey(rule) = KeySeed::fixed(0).key(domain).limit_override(unit);
         plan.charges.push(Charge {
             bucket: key.limit_override(unit),

@@ -14,8 +14,7 @@ use crate::rules::{
     self, Allowance, Denial, Domain, Entry, LoadError, OnTier, Resolved, Rule, RuleLimit, RuleSet,
     text as text_of,
 };
-use crate::service::is_enforced_on;
-use crate::service::trial::{Trial, on_unused_buckets};
+use crate::service::trial::{Trial, is_enforced_on, on_unused_buckets};
 
 /// Say which limit a descriptor meets, which bucket it charges, and why other rules do not apply
 #[derive(Debug, clap::Args)]

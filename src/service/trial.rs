@@ -6,12 +6,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use tonic::Status;
 
-use super::{Asked, LimitSource, Options, Service};
+use super::{Asked, LimitSource, Options, Service, convert, is_among};
+use crate::bucket::Hits;
 use crate::clock::Clock;
 use crate::decision::Verdict;
 use crate::limiter::Limiter;
 use crate::proto::{RateLimitRequest, RateLimitResponse};
-use crate::rules::RuleSet;
+use crate::rules::{Entry, Rule, RuleSet};
 use crate::store::{KeySeed, LocalStore};
 use crate::telemetry::Recorder;
 
@@ -54,4 +55,11 @@ pub(crate) fn on_unused_buckets(rules: Arc<RuleSet>, request: &RateLimitRequest)
         Asked::Nothing | Asked::Unlimited { .. } => Vec::new(),
     });
     Ok(Trial { limits: limits.collect(), response: service.response(request, &plan, &decision) })
+}
+
+/// Whether a rule's limits are enforced on the caller whose entries these are.
+pub(crate) fn is_enforced_on(entries: &[Entry<'_>], domain: &str, rule: &Rule) -> bool {
+    let descriptor =
+        convert::Descriptor { entries: entries.iter().copied().collect(), limit: None, hits: Hits::Peek };
+    rule.enforce_percent >= 100 || is_among(rule.enforce_percent, domain, &descriptor, rule)
 }
