@@ -23,7 +23,7 @@ use crate::serve::tls::{Tls, TlsFiles};
 use crate::serve::{Cores, Course, Endpoint, Incoming, Listener, Overload, Phase, Tally, accept};
 use crate::service::{Options, Service};
 use crate::settings::{HttpEndpoint, HttpSettings, Serving, Settings};
-use crate::store::{KeySeed, LocalStore, RedisStore};
+use crate::store::{KeySeed, LocalStore, RedisStore, Threads};
 use crate::telemetry::denials::DenialLog;
 use crate::telemetry::export::Export;
 use crate::telemetry::metrics::{
@@ -87,6 +87,7 @@ pub struct App {
     grpc_tls: Option<Arc<Tls>>,
     http_tls: Option<Arc<Tls>>,
     watch: Arc<Watch>,
+    cores: Arc<Cores>,
     limiter: Arc<Limiter>,
     metrics: Arc<Metrics>,
     telemetry: Telemetry,
@@ -135,9 +136,12 @@ impl App {
             HttpEndpoint(Some(address)) => Some(listen(address).await?),
             HttpEndpoint(None) => None,
         };
+        let cores = Cores::start(settings.serving.threads())
+            .map_err(|error| Error::Start(format!("cannot start threads: {error}; --threads takes fewer")))?;
         let limiter = Arc::new(match redis {
             Some(redis) => {
-                let mut store = RedisStore::new(&redis, tuning)?;
+                let threads: Threads = cores.runtimes().cloned().collect();
+                let mut store = RedisStore::on(threads, &redis, tuning)?;
                 for (name, target) in &named {
                     store = store.with_store(name, target, tuning)?;
                 }
@@ -159,6 +163,7 @@ impl App {
             grpc_tls,
             http_tls,
             watch,
+            cores: Arc::new(cores),
             limiter,
             metrics,
             telemetry,
@@ -190,7 +195,8 @@ impl App {
     /// # Errors
     /// When the server ends by itself.
     pub async fn run(self, stop: impl Future<Output = Stop> + Send) -> Result<(), Error> {
-        let Self { settings, watch, limiter, metrics, telemetry, export, clock, mut hangup, .. } = self;
+        let Self { settings, watch, cores, limiter, metrics, telemetry, export, clock, mut hangup, .. } =
+            self;
         let (grpc_tls, http_tls) = (self.grpc_tls, self.http_tls);
         let bounds = settings.serving.bounds();
         let Serving {
@@ -236,9 +242,6 @@ impl App {
             bounds,
         ));
 
-        let cores = Cores::start(settings.serving.threads())
-            .map_err(|error| Error::Start(format!("cannot start threads: {error}; --threads takes fewer")))?;
-        let cores = Arc::new(cores);
         let (phase, course) = Course::new();
         let mut listeners = JoinSet::new();
         let mut addresses = Vec::new();

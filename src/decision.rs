@@ -4,6 +4,8 @@
 //! charges nothing, one that is admitted charges every bucket that has room. It works on copies of the buckets and
 //! knows neither where they live nor what time it is, so that every store decides alike.
 
+use std::hash::{BuildHasherDefault, Hasher};
+
 use smallvec::SmallVec;
 
 use crate::bucket::{Bucket, Hits, Limit, Outcome, Retry};
@@ -15,6 +17,31 @@ use crate::clock::Micros;
 /// that meet in one bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BucketKey(pub u128);
+
+/// The hash of a [`BucketKey`] in a table: half of the key, which is one already.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KeyHasher(u64);
+
+/// Hashes bucket keys for tables.
+pub type HashKeys = BuildHasherDefault<KeyHasher>;
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "a half is enough")]
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not of bucket keys.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
 
 /// Names one rule, the same in every process and after every reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

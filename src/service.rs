@@ -268,21 +268,26 @@ impl Service {
         request: &RateLimitRequest,
         metadata: &MetadataMap,
     ) -> Result<RateLimitResponse, Status> {
-        match self.recorder.traces.as_ref().and_then(|traces| traces.call(metadata)) {
+        match self.traced(metadata) {
             None => self.answer(request).await,
-            Some(span) => self.answer_traced(request, span).await,
+            Some(span) => Box::pin(self.answer_traced(request, span)).await,
         }
     }
 
-    /// The same for a call that is traced.
-    async fn answer_traced(
+    /// The span of a call with this metadata, if it is traced.
+    pub(crate) fn traced(&self, metadata: &MetadataMap) -> Option<CallSpan> {
+        self.recorder.traces.as_ref().and_then(|traces| traces.call(metadata))
+    }
+
+    /// Answers a call that is traced.
+    pub(crate) async fn answer_traced(
         &self,
         request: &RateLimitRequest,
         span: CallSpan,
     ) -> Result<RateLimitResponse, Status> {
         let Recorder { metrics, clock, .. } = &self.recorder;
         let start = clock::stopwatch();
-        let answer = span.around(self.decide(request)).await;
+        let answer = span.around(Box::pin(self.decide(request))).await;
         let result = count::result(&answer);
         metrics.called(result);
         metrics.call_duration.record_time_in(start.elapsed(), span.place(), clock.now());

@@ -17,7 +17,9 @@ mod redis;
 pub use error::{Class, StoreError};
 pub use local::{LocalStore, Usage};
 pub use name::NameBuilder;
-pub use redis::{Address, Answered, Failure, Files, Node, Part, Pending, RedisStore, Target, Tuning};
+pub use redis::{
+    Address, Answered, Failure, Files, Node, Part, Pending, RedisStore, Target, Threads, Tuning,
+};
 
 /// What a bucket is called is told part by part, in the order of the request's entries.
 pub trait Identity {

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::bucket::{Algorithm, Bucket, Hits, Limit, Outcome, Retry};
 use crate::clock::Micros;
-use crate::decision::{BucketKey, Charge, Decision, Verdict, decide};
+use crate::decision::{BucketKey, Charge, Decision, HashKeys, Verdict, decide};
 
 /// Buckets that are remembered at most.
 const CAPACITY: usize = 100_000;
@@ -28,7 +28,7 @@ const PURGE: Micros = 100_000;
 /// Denials that are known.
 #[derive(Debug)]
 pub(super) struct Denials {
-    known: DashMap<BucketKey, Known>,
+    known: DashMap<BucketKey, Known, HashKeys>,
     /// Each of the buckets of one stripe.
     generations: Box<[AtomicU64]>,
     /// The longest that one is remembered, in microseconds.
@@ -77,7 +77,7 @@ impl Denials {
     pub(super) fn new(longest: Duration) -> Self {
         let longest = Micros::try_from(longest.as_micros()).unwrap_or(Micros::MAX);
         let generations = (0..STRIPES).map(|_| AtomicU64::new(0)).collect();
-        Self { known: DashMap::new(), generations, longest, next_purge: AtomicU64::new(0) }
+        Self { known: DashMap::default(), generations, longest, next_purge: AtomicU64::new(0) }
     }
 
     /// What was asked before now of buckets that are given back to, or is asked while this is held, is not remembered.

@@ -209,7 +209,12 @@ impl Fallback {
                 Some(known) if known.own.is_some() => return,
                 // Answers may overtake each other on their way.
                 Some(known) if known.epoch == epoch && known.said > at => return,
-                Some(known) => (known.limit, known.epoch, known.said) = (*limit, epoch, at),
+                Some(known) => {
+                    if known.limit != *limit {
+                        known.limit = *limit;
+                    }
+                    (known.epoch, known.said) = (epoch, at);
+                }
                 None => {
                     let known = beside.insert(Known::new(name.clone(), *limit, epoch));
                     known.said = at;
@@ -297,12 +302,8 @@ impl Fallback {
     ///
     /// # Errors
     /// While it is being told of one of them already: asked now, it might not know yet, and admit what has been used.
-    pub(super) fn hand_over(
-        &self,
-        charges: &[Charge],
-        epoch: u64,
-    ) -> Result<SmallVec<[Handover; 1]>, OnItsWay> {
-        let mut handed: SmallVec<[Handover; 1]> = SmallVec::new();
+    pub(super) fn hand_over(&self, charges: &[Charge], epoch: u64) -> Result<Vec<Handover>, OnItsWay> {
+        let mut handed = Vec::new();
         for charge in charges {
             let own = |handover: &Handover| handover.bucket == charge.bucket;
             let taken = self.buckets.with(charge.bucket, |bucket, beside, now| {

@@ -48,13 +48,13 @@ pub(super) fn split<P: Eq>(
     charges: &[Charge],
     names: &Names,
     part_of: impl Fn(&Bytes) -> P,
-) -> Option<SmallVec<[Piece; 4]>> {
+) -> Option<Vec<Piece>> {
     let mut parts = names.iter().map(&part_of);
     let first = parts.next()?;
     if parts.all(|part| part == first) {
         return None;
     }
-    let mut pieces: SmallVec<[Piece; 4]> = SmallVec::new();
+    let mut pieces: Vec<Piece> = Vec::new();
     let mut found: SmallVec<[P; 4]> = SmallVec::new();
     for (place, (charge, name)) in charges.iter().zip(names).enumerate() {
         let part = part_of(name);

@@ -43,8 +43,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Charges of a request to Redis, what is handed over first.
 type Sent = SmallVec<[Charge; 4]>;
 
-/// What is handed over with a request.
-type Handed = SmallVec<[Handover; 1]>;
+/// What is handed over with a request: nothing, nearly always.
+type Handed = Vec<Handover>;
 
 /// A Redis and what stands in for it.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl Shared {
 
     /// Warns of what is near its cap.
     pub(super) fn look_at_caps(&self) {
-        let waiting = self.redis.nodes().iter().map(|node| (node.waiting(), node.max_waiting())).max();
+        let waiting = self.redis.nodes().iter().map(|node| node.longest_queue()).max();
         let (waiting, most) = waiting.unwrap_or_default();
         self.caps.queue.look(waiting, most);
         self.caps.settling.look(self.settling.load(Ordering::Relaxed), SETTLING);
@@ -190,10 +190,10 @@ impl Shared {
                     // While a slot moves, its buckets may be in two places: each is a part of its own then.
                     None => {
                         let pieces = parts::split(charges, names, Bytes::clone).unwrap_or_default();
-                        (self.in_parts(charges, pieces, deadline).await.into(), parts::BELIEVED)
+                        (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED)
                     }
                 },
-                Some(pieces) => (self.in_parts(charges, pieces, deadline).await.into(), parts::BELIEVED),
+                Some(pieces) => (self.in_parts(charges, pieces, deadline).await, parts::BELIEVED),
             };
         let by_redis = decision.verdicts.iter().all(|verdict| verdict.source == Source::Redis);
         if by_redis && !gives_back {
@@ -207,9 +207,9 @@ impl Shared {
     async fn in_parts(
         self: &Arc<Self>,
         charges: &[Charge],
-        pieces: SmallVec<[Piece; 4]>,
+        pieces: Vec<Piece>,
         deadline: Instant,
-    ) -> Decision {
+    ) -> Decided {
         let (this, own) = (Arc::clone(self), Sent::from_slice(charges));
         let deciding = tokio::spawn(async move {
             let asked = pieces.iter().map(|piece| this.decide_piece(piece, deadline));
@@ -218,11 +218,9 @@ impl Shared {
             taken.into_iter().for_each(|refund| this.give_back(refund));
             decision
         });
-        match deciding.await.ok().flatten() {
-            Some(decision) => decision,
-            // Each part was decided, and nothing ends this task but the end of the runtime.
-            None => self.decide_here(charges, &Names::new(), None),
-        }
+        let decision = deciding.await.ok().flatten();
+        // Each part was decided, and nothing ends this task but the end of the runtime.
+        decision.unwrap_or_else(|| self.decide_here(charges, &Names::new(), None)).into()
     }
 
     /// Decides what of a request is in one part.
@@ -276,8 +274,8 @@ impl Shared {
             return self.conclude(answer, &node, handed, charges, names, epoch);
         }
         // Should the caller go away, it must still be found out whether what is handed over has arrived.
-        let this = Arc::clone(self);
-        let (own_charges, own_names) = (Sent::from_slice(charges), names.clone());
+        let (this, node) = (Arc::clone(self), node.into_owned());
+        let (own_charges, own_names) = (charges.to_vec(), names.clone());
         let deciding = tokio::spawn(async move {
             let told = || handed.iter().flat_map(|handover| handover.charges());
             let all: Sent = told().map(|(charge, _)| charge).chain(own_charges.iter().copied()).collect();

@@ -43,6 +43,11 @@ impl Cores {
         (0..count.get()).map(Core::start).collect::<io::Result<_>>().map(Self)
     }
 
+    /// Their runtimes.
+    pub fn runtimes(&self) -> impl Iterator<Item = &Handle> {
+        self.0.iter().map(|core| &core.runtime)
+    }
+
     /// A place on the core that has the fewest connections; of several, the first.
     #[must_use]
     pub fn place(&self) -> Option<Place> {

@@ -13,6 +13,7 @@
 //! before its deadline fails with a [`Failure`], whether or not its charge has landed; what became of it can be learned
 //! later.
 
+use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use crate::store::{Class, StoreError};
 mod absence;
 mod address;
 mod cluster;
+mod desk;
 mod eviction;
 mod group;
 mod heartbeat;
@@ -46,6 +48,7 @@ mod tuning;
 mod url;
 
 pub use address::{Address, Files};
+pub use desk::Threads;
 pub use node::Node;
 pub use pending::{Failure, Pending};
 pub use script::Answered;
@@ -78,6 +81,7 @@ impl Part {
 pub struct RedisStore {
     default: Topology,
     named: Vec<Named>,
+    threads: Threads,
     /// The last epoch of any of its servers.
     epochs: Arc<AtomicU64>,
     /// How many processes there are where no server is known yet.
@@ -102,9 +106,14 @@ enum Topology {
 }
 
 impl Topology {
-    fn open(target: &Target, tuning: Tuning, epochs: &Arc<AtomicU64>) -> Result<Self, getrandom::Error> {
+    fn open(
+        target: &Target,
+        tuning: Tuning,
+        threads: &Threads,
+        epochs: &Arc<AtomicU64>,
+    ) -> Result<Self, getrandom::Error> {
         let process = getrandom::u64()?;
-        let one = |resolver| Self::One(Node::new(resolver, tuning, process, epochs));
+        let one = |resolver| Self::One(Node::new(resolver, tuning, threads, process, epochs));
         Ok(match target.clone() {
             Target::Server(address) => one(Resolver::fixed(address)),
             Target::Sentinels { service, sentinels, server } => {
@@ -112,7 +121,7 @@ impl Topology {
                 one(Resolver::Sentinels(Arc::new(sentinels)))
             }
             Target::Cluster(seeds) => {
-                Self::Cluster(Cluster::open(seeds, tuning, process, Arc::clone(epochs)))
+                Self::Cluster(Cluster::open(seeds, tuning, threads.clone(), process, Arc::clone(epochs)))
             }
         })
     }
@@ -131,8 +140,17 @@ impl RedisStore {
     /// # Errors
     /// When the system has no randomness to give for this process's name.
     pub fn new(target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
+        Self::on(Threads::default(), target, tuning)
+    }
+
+    /// The same for calls that come from these threads: each of them has a connection of its own.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn on(threads: Threads, target: &Target, tuning: Tuning) -> Result<Self, getrandom::Error> {
         let (epochs, replicas) = (Arc::default(), tuning.replicas);
-        Ok(Self { default: Topology::open(target, tuning, &epochs)?, named: Vec::new(), epochs, replicas })
+        let default = Topology::open(target, tuning, &threads, &epochs)?;
+        Ok(Self { default, named: Vec::new(), threads, epochs, replicas })
     }
 
     /// Uses another Redis besides, for the buckets whose names say that they are in the store of this name.
@@ -146,7 +164,7 @@ impl RedisStore {
         tuning: Tuning,
     ) -> Result<Self, getrandom::Error> {
         let prefix = super::name::prefix(name).into_bytes().into();
-        let topology = Topology::open(target, tuning, &self.epochs)?;
+        let topology = Topology::open(target, tuning, &self.threads, &self.epochs)?;
         self.named.push(Named { name: name.into(), prefix, topology });
         Ok(self)
     }
@@ -177,10 +195,11 @@ impl RedisStore {
 
     /// The server that a part is on, if that is known.
     #[must_use]
-    pub fn node(&self, part: Part) -> Option<Arc<Node>> {
+    pub fn node(&self, part: Part) -> Option<Cow<'_, Arc<Node>>> {
         match self.topology(part.store)? {
-            Topology::One(node) => Some(Arc::clone(node)),
-            Topology::Cluster(cluster) => cluster.node(part),
+            // Not counted as in use, by each call on each core.
+            Topology::One(node) => Some(Cow::Borrowed(node)),
+            Topology::Cluster(cluster) => cluster.node(part).map(Cow::Owned),
         }
     }
 

@@ -118,11 +118,15 @@ where
                     match by.service.answer_at_once(&message) {
                         Some(answer) => return Poll::Ready(Ok(respond(answer))),
                         None => {
-                            let headers = request.into_parts().0.headers;
-                            let service = Arc::clone(&by.service);
-                            *step = Step::Deciding(Box::pin(async move {
-                                service.answer_call(&message, &MetadataMap::from_headers(headers)).await
-                            }));
+                            let metadata = MetadataMap::from_headers(request.into_parts().0.headers);
+                            let by = Arc::clone(by);
+                            // As little as possible is kept of a call that waits: there are many.
+                            *step = Step::Deciding(match by.service.traced(&metadata) {
+                                None => Box::pin(async move { by.service.answer(&message).await }),
+                                Some(span) => {
+                                    Box::pin(async move { by.service.answer_traced(&message, span).await })
+                                }
+                            });
                         }
                     }
                 }

@@ -16,6 +16,7 @@ use redis::{RedisError, Value};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::desk::Threads;
 use super::link;
 use super::node::Node;
 use super::resolver::Resolver;
@@ -43,6 +44,7 @@ pub(super) struct Cluster {
 pub(super) struct Shared {
     seeds: Vec<Address>,
     tuning: Tuning,
+    threads: Threads,
     process: u64,
     map: ArcSwap<Map>,
     /// Rung when the map may be old.
@@ -109,10 +111,17 @@ impl Map {
 
 impl Cluster {
     /// Begins to read the map. Must be called within a tokio runtime.
-    pub(super) fn open(seeds: Vec<Address>, tuning: Tuning, process: u64, epochs: Arc<AtomicU64>) -> Self {
+    pub(super) fn open(
+        seeds: Vec<Address>,
+        tuning: Tuning,
+        threads: Threads,
+        process: u64,
+        epochs: Arc<AtomicU64>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             seeds,
             tuning,
+            threads,
             process,
             map: ArcSwap::from_pointee(Map::empty()),
             stale: Notify::new(),
@@ -254,10 +263,16 @@ impl Shared {
 
     /// A node that is new here. Until it has counted the processes itself, they are as many as on the others.
     fn node(self: &Arc<Self>, address: Address, replicas: Option<NonZeroU32>) -> Arc<Node> {
-        let first_lane = self.lanes.fetch_add(self.tuning.batches, Ordering::Relaxed);
+        let first_lane = self.lanes.fetch_add(self.threads.lanes(&self.tuning), Ordering::Relaxed);
         let cluster = Member { shared: Arc::downgrade(self), first_lane };
-        let node =
-            Node::of_cluster(Resolver::fixed(address), self.tuning, self.process, cluster, &self.epochs);
+        let node = Node::of_cluster(
+            Resolver::fixed(address),
+            self.tuning,
+            &self.threads,
+            self.process,
+            cluster,
+            &self.epochs,
+        );
         replicas.into_iter().for_each(|replicas| node.is_shared_by(replicas));
         node
     }
@@ -340,7 +355,7 @@ mod tests {
     async fn connected(redis: &RedisCluster, tuning: Tuning) -> Cluster {
         let url = format!("redis+cluster://{}", redis.hosts());
         let Ok(Target::Cluster(seeds)) = Target::parse(&url, &Files::default()) else { panic!("{url}") };
-        let cluster = Cluster::open(seeds, tuning, 7, Arc::default());
+        let cluster = Cluster::open(seeds, tuning, Threads::default(), 7, Arc::default());
         let until = clock::instant() + PATIENCE;
         while cluster.nodes().len() < 3 || !cluster.shared.map.load().is_well() {
             assert!(clock::instant() < until, "it does not connect");
@@ -408,7 +423,7 @@ mod tests {
         else {
             panic!("a Cluster")
         };
-        let cluster = Cluster::open(seeds, Tuning::default(), 7, Arc::default());
+        let cluster = Cluster::open(seeds, Tuning::default(), Threads::default(), 7, Arc::default());
         let range = |first, last, port| Range { first, last, host: "127.0.0.1".to_owned(), port };
         let replicas = || cluster.nodes().iter().map(|node| node.replicas().get()).collect::<Vec<_>>();
         cluster.shared.take(vec![range(0, 99, 1), range(100, 199, 2)]).unwrap();

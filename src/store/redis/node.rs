@@ -10,20 +10,20 @@ use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::absence::Absence;
 use super::cluster::{Member, Shared};
+use super::desk::{Desk, Desks, Threads};
 use super::eviction::Eviction;
 use super::group::Group;
 use super::heartbeat::Heart;
 use super::link::{Link, Live};
 use super::memory::Memory;
 use super::pending::{Failure, Pending};
-use super::queue::{Lane, Queue};
+use super::queue::Lane;
 use super::refusal::Refusal;
 use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
@@ -53,7 +53,7 @@ use redirect::Elsewhere;
 #[derive(Debug)]
 pub struct Node {
     name: String,
-    queue: Queue,
+    desks: Desks,
     links: Vec<Link>,
     /// While there is no connection: when that is a failure.
     absence: Arc<Absence>,
@@ -88,47 +88,51 @@ impl Node {
     pub(super) fn new(
         resolver: Resolver,
         tuning: Tuning,
+        threads: &Threads,
         process: u64,
         epochs: &Arc<AtomicU64>,
     ) -> Arc<Self> {
-        Self::build(resolver, tuning, process, None, epochs)
+        Self::build(resolver, tuning, threads, process, None, epochs)
     }
 
     /// The same for a node of a Cluster.
     pub(super) fn of_cluster(
         resolver: Resolver,
         tuning: Tuning,
+        threads: &Threads,
         process: u64,
         member: Member,
         epochs: &Arc<AtomicU64>,
     ) -> Arc<Self> {
-        Self::build(resolver, tuning, process, Some(member), epochs)
+        Self::build(resolver, tuning, threads, process, Some(member), epochs)
     }
 
     fn build(
         resolver: Resolver,
         tuning: Tuning,
+        threads: &Threads,
         process: u64,
         member: Option<Member>,
         epochs: &Arc<AtomicU64>,
     ) -> Arc<Self> {
         // No domain begins with a `!`: it would be written as `%21`.
-        let note = |lane| format!("weir:!lane|{process:016x}|{lane}").into_bytes();
         let first_lane = member.as_ref().map_or(0, |member| member.first_lane);
-        let lanes = (first_lane..first_lane + tuning.batches)
-            .map(|lane| Lane { note: note(lane), number: 0 })
-            .collect();
+        let note = |lane: usize| format!("weir:!lane|{process:016x}|{}", first_lane + lane).into_bytes();
+        let desks = Desks::new(threads, &tuning, note);
         let eviction = Arc::new(Eviction::default());
         let memory = Arc::new(Memory::new(epochs));
         let absence = Arc::new(Absence::default());
-        let link = || {
+        let link = |desk: &Arc<Desk>| {
             let (eviction, memory) = (Arc::clone(&eviction), Arc::clone(&memory));
+            let _on_its_thread = desk.runtime.enter();
             Link::open(resolver.clone(), tuning, eviction, memory, Arc::clone(&absence))
         };
+        let connections = tuning.connections.max(threads.desks());
+        let links = desks.iter().cycle().take(connections).map(link).collect();
         let name = resolver.to_string();
         let node = Arc::new(Self {
-            queue: Queue::new(lanes, tuning.queue, tuning.batch_buckets, tuning.batch_charges),
-            links: (0..tuning.connections).map(|_| link()).collect(),
+            desks,
+            links,
             absence,
             eviction,
             next: AtomicUsize::new(0),
@@ -169,11 +173,20 @@ impl Node {
         names: impl IntoIterator<Item = Bytes>,
         deadline: Instant,
     ) -> Result<Answered, Failure> {
-        let answer = if self.breaker.is_closed() {
+        if charges.is_empty() {
+            let decision = Decision { denied: false, at: 0, verdicts: Verdicts::new() };
+            return Ok(Answered { decision, left: SmallVec::new() });
+        }
+        let asked = if self.breaker.is_closed() {
             let named = charges.iter().zip(names).map(|(charge, name)| NamedCharge { charge: *charge, name });
-            self.ask(part, named.collect(), deadline).await
+            self.ask(part, named.collect(), deadline)
         } else {
-            Err(StoreError::Open.into())
+            Err(StoreError::Open)
+        };
+        // Of what is above, nothing is kept in the meantime.
+        let answer = match asked {
+            Ok(pending) => pending.by(deadline).await,
+            Err(error) => Err(error.into()),
         };
         if let Err(failure) = &answer {
             self.count(failure.error.class());
@@ -204,7 +217,8 @@ impl Node {
         let name = self.probe_name(slot);
         let charges = SmallVec::from_elem(NamedCharge { charge: probe(), name }, 1);
         let part = slot.map_or(Part::ONLY, Part::of_slot);
-        match self.ask(part, charges, clock::instant() + within).await {
+        let deadline = clock::instant() + within;
+        match self.ask(part, charges, deadline)?.by(deadline).await {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
         }
@@ -257,7 +271,7 @@ impl Node {
 
     /// A connection to ask something else over, and where it leads to.
     pub(super) fn connection(&self) -> Option<(MultiplexedConnection, Address)> {
-        let (_, live) = self.link()?;
+        let (_, live) = self.any_link()?;
         Some((live.connection.clone(), live.address.clone()))
     }
 
@@ -282,13 +296,14 @@ impl Node {
     /// Calls that wait for a batch now.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.queue.waiting()
+        self.desks.iter().map(|desk| desk.queue.waiting()).sum()
     }
 
-    /// Calls that may wait.
+    /// Calls that wait in the longest of its queues, and how many may.
     #[must_use]
-    pub fn max_waiting(&self) -> usize {
-        self.tuning.queue
+    pub fn longest_queue(&self) -> (usize, usize) {
+        let queues = self.desks.iter().map(|desk| (desk.queue.waiting(), desk.queue.max_waiting()));
+        queues.max().unwrap_or_default()
     }
 
     /// Requests that the script and the arithmetic here decided differently. Not 0 means an error in one of them.
@@ -320,16 +335,13 @@ impl Node {
         }
     }
 
-    async fn ask(
+    /// Queues a request of at least one charge.
+    fn ask(
         self: &Arc<Self>,
         part: Part,
         charges: super::queue::Charges,
         deadline: Instant,
-    ) -> Result<Answered, Failure> {
-        if charges.is_empty() {
-            let decision = Decision { denied: false, at: 0, verdicts: Verdicts::new() };
-            return Ok(Answered { decision, left: SmallVec::new() });
-        }
+    ) -> Result<Pending, StoreError> {
         if !self.is_connected() {
             if let Some(cluster) = self.cluster() {
                 cluster.may_be_stale();
@@ -338,16 +350,17 @@ impl Node {
             if self.absence.counts(clock::instant(), self.tuning.timeout) {
                 self.breaker.failed(error.class().name());
             }
-            return Err(error.into());
+            return Err(error);
         }
         if deadline <= clock::instant() {
-            return Err(StoreError::Unsent.into());
+            return Err(StoreError::Unsent);
         }
-        let (answer, lane) = self.queue.push(part, charges, deadline)?;
+        let desk = self.desks.own();
+        let (answer, lane) = desk.queue.push(part, charges, deadline)?;
         if let Some(lane) = lane {
-            tokio::spawn(run(Arc::clone(self), lane));
+            desk.runtime.spawn(run(Arc::clone(self), Arc::clone(desk), lane));
         }
-        Pending(answer).by(deadline).await
+        Ok(Pending(answer))
     }
 
     fn disconnected(&self) -> StoreError {
@@ -355,8 +368,12 @@ impl Node {
     }
 
     /// A connection, each in its turn.
-    fn link(&self) -> Option<(&Link, Arc<Live>)> {
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
+    fn any_link(&self) -> Option<(&Link, Arc<Live>)> {
+        self.link(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// This connection, or another one if it is not there.
+    fn link(&self, first: usize) -> Option<(&Link, Arc<Live>)> {
         let turns = self.links.iter().cycle().skip(first % self.links.len().max(1)).take(self.links.len());
         turns.filter_map(|link| Some((link, link.live()?))).next()
     }
@@ -385,7 +402,7 @@ impl Node {
         let mut condemned: Option<StoreError> = None;
         let mut give_up = None;
         while !open.is_empty() {
-            let found = self.link();
+            let found = self.link(lane.link);
             let is_noted = sent && self.member.is_none() && open.iter().any(Group::is_awaited) && {
                 let now = clock::instant();
                 now < *give_up.get_or_insert(now + ASKED_AGAIN)
@@ -565,15 +582,14 @@ impl Drop for Node {
 /// A lane with a batch under way; it is put back whatever becomes of the batch.
 struct Held<'n> {
     node: &'n Arc<Node>,
+    desk: &'n Arc<Desk>,
     lane: Option<Lane>,
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(lane) = self.lane.take().and_then(|lane| self.node.queue.put_back(lane))
-            && let Ok(runtime) = Handle::try_current()
-        {
-            runtime.spawn(run(Arc::clone(self.node), lane));
+        if let Some(lane) = self.lane.take().and_then(|lane| self.desk.queue.put_back(lane)) {
+            self.desk.runtime.spawn(run(Arc::clone(self.node), Arc::clone(self.desk), lane));
         }
     }
 }
@@ -585,10 +601,10 @@ const ASKED_AGAIN: Duration = Duration::from_secs(5);
 const RECONNECTED: Duration = Duration::from_millis(10);
 
 /// Runs batches, one after the other, until nobody waits any more.
-async fn run(node: Arc<Node>, lane: Lane) {
-    let mut held = Held { node: &node, lane: Some(lane) };
+async fn run(node: Arc<Node>, desk: Arc<Desk>, lane: Lane) {
+    let mut held = Held { node: &node, desk: &desk, lane: Some(lane) };
     loop {
-        let calls = node.queue.next(&mut held.lane, clock::instant());
+        let calls = desk.queue.next(&mut held.lane, clock::instant());
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
         node.exchange_in_time(lane, Group::sort(calls), 0).await;

@@ -46,13 +46,15 @@ pub(super) struct Lane {
     pub(super) note: Vec<u8>,
     /// The number of its last batch.
     pub(super) number: u64,
+    /// The connection that it takes, if that is there.
+    pub(super) link: usize,
 }
 
 impl Lane {
     /// The same batch of it, to be sent on while the lane takes the next. Should that come to the same place first, its note
     /// is the newer one, and this batch is not applied any more.
     pub(super) fn as_it_is(&self) -> Self {
-        Self { note: self.note.clone(), number: self.number }
+        Self { note: self.note.clone(), ..*self }
     }
 }
 
@@ -142,6 +144,11 @@ impl Queue {
     pub(super) fn waiting(&self) -> usize {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
     }
+
+    /// Calls that may wait.
+    pub(super) fn max_waiting(&self) -> usize {
+        self.max_waiting
+    }
 }
 
 impl std::fmt::Debug for Queue {
@@ -201,7 +208,7 @@ mod tests {
     }
 
     fn queue(max_waiting: usize) -> Queue {
-        Queue::new(vec![Lane { note: Vec::new(), number: 0 }], max_waiting, 20, 50)
+        Queue::new(vec![Lane { note: Vec::new(), number: 0, link: 0 }], max_waiting, 20, 50)
     }
 
     fn soon() -> Instant {

@@ -4,8 +4,6 @@
 //! was found, and for each request whether it was admitted. The verdicts are worked out of these here, by the same
 //! arithmetic; if the two ever came to different answers, the script's would count, and be counted.
 
-use std::hash::{BuildHasherDefault, Hasher};
-
 use bytes::Bytes;
 use redis::{Cmd, Value};
 use smallvec::SmallVec;
@@ -13,7 +11,7 @@ use smallvec::SmallVec;
 use super::queue::Charges;
 use crate::bucket::{Algorithm, Bucket, Calendar, Hits, Limit, Outcome};
 use crate::clock::Micros;
-use crate::decision::{BucketKey, Charge, Decision, Mode, Source, Verdict, decide, decide_one};
+use crate::decision::{BucketKey, Charge, Decision, HashKeys, Mode, Source, Verdict, decide, decide_one};
 
 /// What runs in Redis.
 pub(super) const DECIDE: &str = include_str!("decide.lua");
@@ -22,29 +20,7 @@ pub(super) const DECIDE: &str = include_str!("decide.lua");
 const NOTE_TTL_MILLIS: u32 = 60_000;
 
 /// Where each bucket is in a batch.
-pub(super) type Places = hashbrown::HashMap<BucketKey, usize, BuildHasherDefault<Hashed>>;
-
-/// Takes the half of a key for its hash: it is one already.
-#[derive(Default)]
-pub(super) struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "a half is enough")]
-    fn write_u128(&mut self, key: u128) {
-        self.0 = key as u64;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        // Not of bucket keys.
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-}
+pub(super) type Places = hashbrown::HashMap<BucketKey, usize, HashKeys>;
 
 /// A charge, and what its bucket is called in Redis.
 #[derive(Clone, Debug)]

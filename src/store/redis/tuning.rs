@@ -8,16 +8,17 @@ use crate::breaker::Thresholds;
 /// The numbers of how a Redis is used, each of its nodes if it is a Cluster.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tuning {
-    /// Connections that are kept open. With two, what was under way on one that breaks goes over the other at once.
+    /// Connections that are kept open, if threads do not need more. With two, what was under way on one that breaks goes over
+    /// the other at once.
     pub connections: usize,
-    /// Batches under way at a time. One that is being decided and one that is on its way keep Redis busy; more would only
-    /// leave fewer calls to each.
+    /// Batches under way at a time: of each thread that serves calls one at least, up to four. One that is being decided and
+    /// one that is on its way keep Redis busy; more would only leave fewer calls to each.
     pub batches: usize,
     /// Distinct buckets of a batch, about: 256 are about a millisecond of Redis.
     pub batch_buckets: usize,
     /// Charges of a batch: many for one bucket take their time too.
     pub batch_charges: usize,
-    /// Calls that may wait for a batch.
+    /// Calls that may wait for a batch; each thread that serves calls has its part of them.
     pub queue: usize,
     /// How often a connection is asked whether it is still there, and how long it may take to say so. One that was closed
     /// while nobody used it, or that leads nowhere any more, is found by this, not by a call.

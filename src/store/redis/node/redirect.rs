@@ -130,7 +130,7 @@ impl Node {
             for (place, groups) in open {
                 let (node, asking) =
                     place.as_ref().map_or((self, false), |(node, asking)| (&**node, *asking));
-                let Some((link, live)) = node.link() else {
+                let Some((link, live)) = node.any_link() else {
                     let error = node.disconnected();
                     groups.into_iter().for_each(|group| group.fail(&error));
                     continue;

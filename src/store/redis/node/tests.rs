@@ -20,7 +20,7 @@ fn at(url: &str) -> Resolver {
 }
 
 async fn connected(server: &RedisServer) -> Arc<Node> {
-    let node = Node::new(at(&server.url()), tuning(), 7, &Arc::default());
+    let node = Node::new(at(&server.url()), tuning(), &Threads::default(), 7, &Arc::default());
     let until = clock::instant() + PATIENCE;
     while !node.links.iter().all(Link::is_connected) {
         assert!(clock::instant() < until, "it does not connect");
@@ -82,7 +82,11 @@ async fn a_batch_that_ends_by_an_error_of_ours_gives_its_lane_back_and_those_tha
     let node = connected(&server).await;
     let push = |hits| {
         let named = NamedCharge { charge: take(hits), name: Bytes::from_static(b"weir:one") };
-        node.queue.push(Part::ONLY, [named].into_iter().collect(), clock::instant() + PATIENCE).unwrap()
+        node.desks
+            .own()
+            .queue
+            .push(Part::ONLY, [named].into_iter().collect(), clock::instant() + PATIENCE)
+            .unwrap()
     };
     let (first, lane) = push(1);
     let (second, other) = push(2);
@@ -92,7 +96,7 @@ async fn a_batch_that_ends_by_an_error_of_ours_gives_its_lane_back_and_those_tha
         let held = (Arc::clone(&node), lane);
         let panicking = tokio::spawn(async move {
             let (node, lane) = held;
-            let _held = Held { node: &node, lane };
+            let _held = Held { node: &node, desk: node.desks.own(), lane };
             panic!("an error of ours");
         });
         assert!(panicking.await.is_err());
@@ -124,7 +128,7 @@ async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
 
 #[tokio::test]
 async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
-    let node = Node::new(at("redis://127.0.0.1:1"), tuning(), 7, &Arc::default());
+    let node = Node::new(at("redis://127.0.0.1:1"), tuning(), &Threads::default(), 7, &Arc::default());
     let failure = ask(&node, PATIENCE).await.unwrap_err();
     assert_eq!(failure.error, StoreError::Disconnected(Class::Unreachable));
     assert!(failure.pending.is_none() && !failure.error.may_have_landed());
@@ -134,7 +138,7 @@ async fn without_a_connection_calls_fail_at_once_and_say_what_was_wrong() {
 async fn calls_that_find_no_connection_open_the_circuit_by_attempts_that_fail_not_by_how_many_they_are() {
     let (first, longest) = (Duration::from_secs(1), Duration::from_millis(20));
     let tuning = Tuning { reconnect_first: first, reconnect_longest: longest, ..tuning() };
-    let node = Node::new(at("redis://127.0.0.1:1"), tuning, 7, &Arc::default());
+    let node = Node::new(at("redis://127.0.0.1:1"), tuning, &Threads::default(), 7, &Arc::default());
     for _ in 0..1_000 {
         assert!(ask(&node, PATIENCE).await.is_err());
     }
@@ -151,8 +155,13 @@ async fn calls_that_find_no_connection_open_the_circuit_by_attempts_that_fail_no
 async fn an_eviction_policy_that_changes_while_connected_is_seen() {
     let server = RedisServer::start();
     let often = Duration::from_millis(200);
-    let node =
-        Node::new(at(&server.url()), Tuning { ping: often, policy: often, ..tuning() }, 7, &Arc::default());
+    let node = Node::new(
+        at(&server.url()),
+        Tuning { ping: often, policy: often, ..tuning() },
+        &Threads::default(),
+        7,
+        &Arc::default(),
+    );
     let mut connection = server.connection();
     let until = clock::instant() + PATIENCE;
     for policy in ["noeviction", "allkeys-lru", "noeviction"] {
@@ -181,7 +190,13 @@ async fn a_process_that_may_not_be_counted_decides_all_the_same_and_tells_so() {
         redis::cmd("ACL").arg("SETUSER").arg(&user).query::<()>(&mut server.connection()).unwrap();
         let url = format!("redis://limiter:word@{}", server.host());
         let often = Duration::from_millis(50);
-        let node = Node::new(at(&url), Tuning { heartbeat: often, ..tuning() }, 7, &Arc::default());
+        let node = Node::new(
+            at(&url),
+            Tuning { heartbeat: often, ..tuning() },
+            &Threads::default(),
+            7,
+            &Arc::default(),
+        );
         let until = clock::instant() + PATIENCE;
         while node.replicas.failed() < 3 {
             assert!(clock::instant() < until, "{command}: nothing fails");
