@@ -35,6 +35,9 @@ use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
 /// How long HTTP may take to finish after all else has.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
+/// How long it may take to tell every Redis that this process has gone.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
 const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
 
@@ -317,7 +320,8 @@ impl App {
         let finished = async { while http_listener.join_next().await.is_some() {} };
         // Whoever asked last is to have his answer, also when the time is over.
         _ = tokio::time::timeout_at(deadline.max(clock::instant() + LAST_ANSWER), finished).await;
-        leaving.leave().await;
+        // Who is not told by then finds out by itself.
+        _ = tokio::time::timeout(LAST_WORD, leaving.leave()).await;
         if let Some(exporting) = exporting {
             exporting.finish().await;
         }

@@ -111,6 +111,9 @@ fn serve(settings: Settings) -> ExitCode {
             None => tracing::warn!("{name} sets nothing; `weir serve --help` lists the variables"),
         }
     }
+    if let Some(odd) = settings.serving.odd() {
+        tracing::warn!("{odd}");
+    }
     files::make_room_for(settings.serving.max_connections.get());
     let runtime = match runtime() {
         Ok(runtime) => runtime,

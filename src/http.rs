@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 
 use crate::limiter::Limiter;
+use crate::proto::RateLimitRequest;
 use crate::rules::Watch;
 use crate::serve::tls::Tls;
 use crate::serve::{Course, Incoming, Overload, Peer, Phase, Shed, Tally};
@@ -183,37 +184,43 @@ impl Http {
     async fn decide(&self, request: Request<Body>) -> Answer {
         // Before its body is read: so many that cannot be answered need not be read either.
         let call = self.overload.admit();
-        let too_large = || {
-            let message = format!("the body is longer than {} bytes, see --max-message-bytes", self.max_body);
-            error(StatusCode::PAYLOAD_TOO_LARGE, &message)
-        };
-        if request.body().size_hint().lower() > self.max_body as u64 {
-            return too_large();
-        }
-        let body = Limited::new(request.into_body(), self.max_body).collect();
-        let body = match tokio::time::timeout(self.request_timeout, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(failed)) if failed.is::<LengthLimitError>() => return too_large(),
-            Ok(Err(failed)) => {
-                return error(StatusCode::BAD_REQUEST, &format!("the body broke off: {failed}"));
-            }
-            Err(_) => {
-                let timeout = humantime::format_duration(self.request_timeout);
-                return error(
-                    StatusCode::REQUEST_TIMEOUT,
-                    &format!("the body was not there within {timeout}"),
-                );
-            }
-        };
-        let request = match json::request(&body) {
+        let request = match self.read(request).await {
             Ok(request) => request,
-            Err(wrong) => return error(StatusCode::BAD_REQUEST, &wrong),
+            Err(wrong) => {
+                self.service.count_unreadable();
+                return wrong;
+            }
         };
         let decided = match &call {
             Ok(_under_way) => self.service.answer(&request).await,
             Err(Shed(policy)) => answer_unasked(&request, *policy),
         };
         json::answer(decided)
+    }
+
+    /// The request in a body, or what is answered if there is none.
+    async fn read(&self, request: Request<Body>) -> Result<RateLimitRequest, Answer> {
+        let too_large = || {
+            let message = format!("the body is longer than {} bytes, see --max-message-bytes", self.max_body);
+            error(StatusCode::PAYLOAD_TOO_LARGE, &message)
+        };
+        if request.body().size_hint().lower() > self.max_body as u64 {
+            return Err(too_large());
+        }
+        let body = Limited::new(request.into_body(), self.max_body).collect();
+        let body = match tokio::time::timeout(self.request_timeout, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(failed)) if failed.is::<LengthLimitError>() => return Err(too_large()),
+            Ok(Err(failed)) => {
+                return Err(error(StatusCode::BAD_REQUEST, &format!("the body broke off: {failed}")));
+            }
+            Err(_) => {
+                let timeout = humantime::format_duration(self.request_timeout);
+                let message = format!("the body was not there within {timeout}");
+                return Err(error(StatusCode::REQUEST_TIMEOUT, &message));
+            }
+        };
+        json::request(&body).map_err(|wrong| error(StatusCode::BAD_REQUEST, &wrong))
     }
 
     /// Whether the process is on its way out.

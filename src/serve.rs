@@ -1,8 +1,8 @@
 //! Listeners and their connections: from an address to a stream of bytes that a protocol is spoken on, and its end.
 //!
 //! A listener accepts until it is told that the process is closing, within a cap on connections. Each connection is one
-//! task, on the thread that it was dealt to ([`Cores`]), and belongs to its listener: dropping that ends it. What is spoken on it is the business of [`grpc`] and of
-//! [`http`](crate::http); what is the same for both is here.
+//! task, on the thread that it was dealt to ([`Cores`]), and belongs to its listener: dropping that ends it. What is
+//! spoken on it is the business of [`grpc`] and of [`http`](crate::http); what is the same for both is here.
 //!
 //! A connection has to earn its place: one that does not say in time what it wants is closed, so that neither a client
 //! that fell silent nor one that means harm holds anything for long, nor holds up the end of the process.

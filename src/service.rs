@@ -22,6 +22,7 @@ use crate::rules::{Allowance, Denial, Domain, Entry, HashTag, Headers, Resolved,
 use crate::serve::{Policy, Shed};
 use crate::store::{Identity, KeySeed, LocalStore, NameBuilder};
 use crate::telemetry::Recorder;
+use crate::telemetry::metrics::CallResult;
 use crate::telemetry::traces::CallSpan;
 
 mod convert;
@@ -227,6 +228,11 @@ impl Service {
     pub fn with_per_second(mut self, store: Option<String>) -> Self {
         self.per_second = store;
         self
+    }
+
+    /// Counts a call whose request could not be read: there is nothing to answer but that.
+    pub fn count_unreadable(&self) {
+        self.recorder.metrics.called(CallResult::Unreadable);
     }
 
     /// Answers one request, and counts what comes of it.

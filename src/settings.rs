@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
@@ -106,11 +107,11 @@ pub struct Settings {
     ///
     /// At this number, buckets are forgotten that are full or soonest full again. Those of callers who are being
     /// limited are kept; when there are no others, new callers of a rule share one bucket.
-    #[arg(long, env = "WEIR_MAX_BUCKETS", value_name = "COUNT", default_value = "1000000")]
+    #[arg(long, env = "WEIR_MAX_BUCKETS", value_name = "COUNT", default_value = "1000000", value_parser = some::<NonZeroUsize>)]
     pub max_buckets: NonZeroUsize,
 
     /// Largest request taken, in bytes
-    #[arg(long, env = "WEIR_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304")]
+    #[arg(long, env = "WEIR_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304", value_parser = some::<NonZeroUsize>)]
     pub max_message_bytes: NonZeroUsize,
 
     /// Descriptors that one request may have
@@ -167,6 +168,11 @@ pub(crate) fn duration(text: &str, sensible: RangeInclusive<Duration>) -> Result
     }
 }
 
+/// A number that is not zero.
+pub(crate) fn some<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "write a whole number, 1 or more".into())
+}
+
 /// How many bursts a bucket may be in debt.
 fn max_debt(text: &str) -> Result<f64, String> {
     let bursts = text.parse().ok().filter(|bursts| (0.0..=1_000.0).contains(bursts));
@@ -175,8 +181,8 @@ fn max_debt(text: &str) -> Result<f64, String> {
 
 /// How many descriptors a request may have: each may be a bucket, and a script reads all of them at once.
 fn descriptors(text: &str) -> Result<NonZeroUsize, String> {
-    let count = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
-    if count.get() <= 1_024 { Ok(count) } else { Err("at most 1024 are possible".into()) }
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= 1_024);
+    count.ok_or_else(|| "write a number from 1 to 1024".into())
 }
 
 impl Settings {

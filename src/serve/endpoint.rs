@@ -48,15 +48,6 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Whether only this machine can reach it.
-    #[must_use]
-    pub fn is_local(&self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix(_) => true,
-        }
-    }
-
     /// Listens there. Must be called within a tokio runtime.
     ///
     /// # Errors

@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use super::Settings;
 use super::redis::{MINUTE, TENTH, duration};
+use super::{Settings, some};
 use crate::breaker::Thresholds;
 use crate::decision::OnRedisFailure;
 use crate::limiter::Failing;
@@ -23,7 +23,7 @@ pub struct FailureSettings {
     /// Processes that share the limits, at least: among so many they are divided while Redis does not answer
     ///
     /// How many there are is counted in Redis; this is what holds before it was ever reached.
-    #[arg(long, env = "WEIR_REPLICAS", value_name = "COUNT", default_value = "1")]
+    #[arg(long, env = "WEIR_REPLICAS", value_name = "COUNT", default_value = "1", value_parser = some::<NonZeroU32>)]
     pub replicas: NonZeroU32,
 
     /// How often Redis is told that this process is there
@@ -37,7 +37,7 @@ pub struct FailureSettings {
     pub heartbeats_missed: u32,
 
     /// Failures in a row after which a server of Redis is not asked for a while; a batch of calls counts once
-    #[arg(long, env = "WEIR_BREAKER_FAILURES", value_name = "COUNT", default_value = "5")]
+    #[arg(long, env = "WEIR_BREAKER_FAILURES", value_name = "COUNT", default_value = "5", value_parser = some::<NonZeroU32>)]
     pub breaker_failures: NonZeroU32,
 
     /// Part of what was asked lately, above 0 and up to 1, that has to fail for the same
@@ -50,7 +50,7 @@ pub struct FailureSettings {
     pub breaker_window: Duration,
 
     /// How much has to have been asked in that time for the part to count
-    #[arg(long, env = "WEIR_BREAKER_LEAST", value_name = "COUNT", default_value = "20")]
+    #[arg(long, env = "WEIR_BREAKER_LEAST", value_name = "COUNT", default_value = "20", value_parser = some::<NonZeroU32>)]
     pub breaker_least: NonZeroU32,
 
     /// Shortest time that a server is not asked for

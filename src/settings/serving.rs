@@ -3,6 +3,7 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use super::some;
 use crate::serve::Policy;
 use crate::serve::grpc::Bounds;
 
@@ -16,17 +17,17 @@ pub struct Serving {
     pub threads: Option<NonZeroUsize>,
 
     /// Connections to the gRPC port; further ones are closed at once
-    #[arg(long, env = "WEIR_MAX_CONNECTIONS", value_name = "COUNT", default_value = "16384")]
+    #[arg(long, env = "WEIR_MAX_CONNECTIONS", value_name = "COUNT", default_value = "16384", value_parser = some::<NonZeroUsize>)]
     pub max_connections: NonZeroUsize,
 
     /// Calls under way on one gRPC connection
     ///
     /// A proxy that has more opens another connection.
-    #[arg(long, env = "WEIR_MAX_STREAMS", value_name = "COUNT", default_value = "1024")]
+    #[arg(long, env = "WEIR_MAX_STREAMS", value_name = "COUNT", default_value = "1024", value_parser = some::<NonZeroU32>)]
     pub max_streams: NonZeroU32,
 
     /// Calls under way at once; further ones are answered as --overload says
-    #[arg(long, env = "WEIR_MAX_CALLS", value_name = "COUNT", default_value = "10000")]
+    #[arg(long, env = "WEIR_MAX_CALLS", value_name = "COUNT", default_value = "10000", value_parser = some::<NonZeroUsize>)]
     pub max_calls: NonZeroUsize,
 
     /// Answer to a call that is one too many, given at once and without asking any bucket
@@ -88,6 +89,18 @@ impl Serving {
     pub fn threads(&self) -> NonZeroUsize {
         let of_system = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         self.threads.unwrap_or_else(of_system)
+    }
+
+    /// What is odd about them, in a line.
+    #[must_use]
+    pub fn odd(&self) -> Option<String> {
+        let [delay, timeout] = [self.drain_delay, self.drain_timeout].map(humantime::format_duration);
+        let is_odd = self.drain_delay >= self.drain_timeout && !self.drain_delay.is_zero();
+        is_odd.then(|| {
+            format!(
+                "--drain-delay ({delay}) leaves nothing of --drain-timeout ({timeout}) for calls under way to finish in"
+            )
+        })
     }
 
     /// The bounds of each gRPC connection.

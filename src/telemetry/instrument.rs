@@ -1,8 +1,9 @@
 //! What is counted and measured with: counters and histograms that cost a few nanoseconds.
 //!
 //! The OpenTelemetry SDK for Rust has instruments as well. It takes a lock for each measurement, knows no exemplars and
-//! no histogram that is read when it is asked for. Gauges are told by whoever owns what they show, when they are asked. So the data are kept here, in the shape of OpenTelemetry's data model,
-//! and become its protocol in [`otlp`](super::otlp) and Prometheus's text in [`prometheus`](super::prometheus).
+//! no histogram that is read when it is asked for. So the data are kept here, in the shape of OpenTelemetry's data model,
+//! and become its protocol in [`otlp`](super::otlp) and Prometheus's text in [`prometheus`](super::prometheus). Gauges
+//! are told by whoever owns what they show, when somebody asks.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

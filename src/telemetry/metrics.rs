@@ -83,7 +83,7 @@ macro_rules! instruments {
 
 instruments! {
     CALLS: Counter "weir.calls" "{call}" [result]
-        "Calls answered: ok, over_limit, or the gRPC status of a call that was refused.";
+        "Calls answered: ok, over_limit, the gRPC status of a call that was refused, or unreadable: too long, broken, compressed, or not there in time.";
     CALL_DURATION: Histogram "weir.call.duration" "s" []
         "Time from a decoded request to its response.";
     CALLS_UNDER_WAY: Gauge "weir.calls.under_way" "{call}" []
@@ -189,10 +189,13 @@ pub enum CallResult {
     InvalidArgument,
     /// There was nothing to decide it with.
     Unavailable,
+    /// The request never came to be one.
+    Unreadable,
 }
 
 impl CallResult {
-    const ALL: [Self; 4] = [Self::Ok, Self::OverLimit, Self::InvalidArgument, Self::Unavailable];
+    const ALL: [Self; 5] =
+        [Self::Ok, Self::OverLimit, Self::InvalidArgument, Self::Unavailable, Self::Unreadable];
 
     /// As the label says it.
     #[must_use]
@@ -202,6 +205,7 @@ impl CallResult {
             Self::OverLimit => "over_limit",
             Self::InvalidArgument => "invalid_argument",
             Self::Unavailable => "unavailable",
+            Self::Unreadable => "unreadable",
         }
     }
 }

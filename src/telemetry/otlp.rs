@@ -140,7 +140,9 @@ impl Sender {
     /// # Errors
     /// When the endpoint makes no sense, or TLS to it cannot be had with these files.
     pub fn new(endpoint: &str, protocol: Protocol, extras: &Extras) -> Result<Self, String> {
-        let odd = |reason: &str| format!("--otlp-endpoint {endpoint}: {reason}; write http://host:4317");
+        // What stands before an `@` may be a password.
+        let told = endpoint.rsplit_once('@').map_or(endpoint.to_owned(), |(_, host)| format!("…@{host}"));
+        let odd = |reason: &str| format!("--otlp-endpoint {told}: {reason}; write http://host:4317");
         let uri = Uri::from_str(endpoint).map_err(|error| odd(&error.to_string()))?;
         let is_https = match uri.scheme_str() {
             Some("http") => false,
@@ -343,6 +345,7 @@ mod tests {
             for protocol in [Protocol::Grpc, Protocol::Http] {
                 let error = Sender::new(endpoint, protocol, &Extras::default()).unwrap_err();
                 assert!(error.contains("http://host:4317") && !error.contains('\n'), "{error}");
+                assert!(!error.contains("s3cret"), "{error}");
             }
         }
         Sender::new("http://127.0.0.1:4317", Protocol::Grpc, &Extras::default()).unwrap();

@@ -36,7 +36,9 @@ fn a_wrong_command_line_ends_with_64_and_says_what_is_wrong() {
     for (arguments, said) in [
         (&["serve", "--grcp", "x"][..], "--grpc"),
         (&["serve", "--grpc", "nowhere"], "write an IP address and a port"),
-        (&["serve", "--max-buckets", "0"], "--max-buckets"),
+        (&["serve", "--max-buckets", "0"], "--max-buckets <COUNT>': write a whole number, 1 or more"),
+        (&["serve", "--max-streams", "5000000000"], "write a whole number"),
+        (&["serve", "--max-descriptors", "0"], "write a number from 1 to 1024"),
         (&["serve", "--drain-timeout", "soon"], "--drain-timeout"),
         (&["serve", "--log", "weir=louder"], "--log weir=louder: "),
         (&["serve", "--log", "infoo"], "`infoo` is no level"),
@@ -82,6 +84,17 @@ fn every_setting_has_a_variable_and_an_unknown_one_is_warned_about() {
     for name in ["WEIR_WHATEVER", "WEIR_BOGUS"] {
         let said = format!("{name} sets nothing; `weir serve --help` lists the variables");
         assert!(error.contains(&said), "{error}");
+    }
+}
+
+#[test]
+fn a_delay_that_leaves_no_time_to_drain_is_warned_about() {
+    let directory = rules("domain: [");
+    for (delay, timeout, is_odd) in [("5s", "5s", true), ("5s", "6s", false), ("0s", "0s", false)] {
+        let arguments = ["serve", "--drain-delay", delay, "--drain-timeout", timeout, "--rules"];
+        let (_, _, error) = run(&[&arguments[..], &[directory.path().to_str().unwrap()]].concat(), &[]);
+        let said = "--drain-delay (5s) leaves nothing of --drain-timeout (5s)";
+        assert_eq!(error.contains(said), is_odd, "{error}");
     }
 }
 

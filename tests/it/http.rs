@@ -140,6 +140,11 @@ async fn what_is_wrong_with_json_is_400_and_too_much_of_it_413() {
     let browser = "POST /json HTTP/1.1\r\nhost: weir\r\norigin: http://x.example\r\nconnection: close\r\n\
         content-length: 2\r\n\r\n{}";
     assert_eq!(send(server.http(), browser.as_bytes()).await.status, 403, "another site's page");
+    let told = get(server.http(), "/metrics", "").await.body;
+    // The empty domain, descriptor and key could be read, and not be meant.
+    for calls in ["{result=\"invalid_argument\"} 3", "{result=\"unreadable\"} 7"] {
+        assert!(told.contains(&format!("weir_calls_total{calls}\n")), "{calls} is not in\n{told}");
+    }
     server.stop().await.unwrap();
 }
 

@@ -118,15 +118,23 @@ async fn answer<B>(server: &Server, encoding: Option<&str>, body: B) -> (Bytes, 
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
+    let encoding = encoding.map(|encoding| ("grpc-encoding", encoding));
+    ask(server, &format!("{SERVICE_NAME}/ShouldRateLimit"), encoding, body).await
+}
+
+/// The same for a call of any method, with another header.
+async fn ask<B>(server: &Server, method: &str, header: Option<(&str, &str)>, body: B) -> (Bytes, Grpc, String)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
     let stream = TokioIo::new(tokio::net::TcpStream::connect(server.address).await.unwrap());
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);
-    let mut request =
-        http::Request::post(format!("http://{}/{SERVICE_NAME}/ShouldRateLimit", server.address))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers");
-    if let Some(encoding) = encoding {
-        request = request.header("grpc-encoding", encoding);
+    let mut request = http::Request::post(format!("http://{}/{method}", server.address))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
     }
     let response = sender.send_request(request.body(body).unwrap()).await.unwrap();
     assert_eq!(
@@ -178,6 +186,36 @@ async fn a_call_is_answered_alike_however_it_comes_in_frames_and_what_is_none_as
     }
     let (_, code, _) = answer(&server, Some("identity"), Full::new(whole.clone())).await;
     assert_eq!(code, Grpc::Ok);
+    let told = server.telemetry.render(None).1;
+    for calls in ["{result=\"ok\"} 8", "{result=\"unreadable\"} 5", "{result=\"invalid_argument\"} 0"] {
+        assert!(told.contains(&format!("weir_calls_total{calls}\n")), "{calls} is not in\n{told}");
+    }
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn methods_that_there_are_not_are_unimplemented_and_a_deadline_changes_no_answer() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let message = request("api", &[("wide", b"x")]).encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let whole = Bytes::from([&[0][..], &length, &message].concat());
+    for method in [
+        format!("{SERVICE_NAME}/ShouldNotRateLimit"),
+        format!("{SERVICE_NAME}/"),
+        "envoy.service.ratelimit.v2.RateLimitService/ShouldRateLimit".into(),
+        "grpc.health.v1.Health/Cure".into(),
+        String::new(),
+    ] {
+        let (answered, code, _) = ask(&server, &method, None, Full::new(whole.clone())).await;
+        assert_eq!((answered.len(), code), (0, Grpc::Unimplemented), "{method}");
+    }
+    let method = format!("{SERVICE_NAME}/ShouldRateLimit");
+    for timeout in ["20m", "1H", "1n", "0S", "soon", ""] {
+        let header = Some(("grpc-timeout", timeout));
+        let (_, code, said) = ask(&server, &method, header, Full::new(whole.clone())).await;
+        assert_eq!((code, said.as_str()), (Grpc::Ok, ""), "{timeout}: the one who asks gives up by itself");
+    }
     server.stop().await.unwrap();
 }
 

@@ -16,9 +16,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use prost::Message as _;
-use tonic::Status;
 use tonic::codegen::{BoxFuture, Service as _};
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 
 use crate::proto::{RateLimitRequest, RateLimitResponse, RateLimitServiceServer};
 use crate::serve::Shed;
@@ -136,7 +136,9 @@ where
                     return Poll::Ready(Ok(respond(ready!(decision.as_mut().poll(context)))));
                 }
                 Step::ByTonic(answer) => {
-                    return answer.as_mut().poll(context).map_ok(|answer| answer.map(AnswerBody::ByTonic));
+                    let Ok(answer) = ready!(answer.as_mut().poll(context));
+                    by.count_unless_read(&answer);
+                    return Poll::Ready(Ok(answer.map(AnswerBody::ByTonic)));
                 }
             }
         }
@@ -154,6 +156,14 @@ impl Answerer {
             request.extensions_mut().insert(shed);
         }
         Step::ByTonic(self.by_tonic.clone().call(request))
+    }
+
+    /// Counts a call that tonic has answered with an error of its own. The service counts the others, and has two errors.
+    fn count_unless_read(&self, answer: &Response<tonic::body::Body>) {
+        let code = Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code());
+        if !matches!(code, Code::Ok | Code::InvalidArgument | Code::Unavailable) {
+            self.service.count_unreadable();
+        }
     }
 }
 
