@@ -117,6 +117,8 @@ async fn a_connection_that_does_not_begin_to_speak_is_closed_in_time() {
     let mut some = [0; 9];
     quiet.read_exact(&mut some).await.unwrap();
     assert_eq!(some[3], 4, "settings");
+    let told = server.telemetry.render(None).1;
+    assert!(told.contains("weir_connections_failed_total{listener=\"grpc\"} 3\n"), "{told}");
     server.stop().await.unwrap();
 }
 
@@ -189,6 +191,8 @@ async fn a_call_whose_request_does_not_come_is_ended_in_time() {
     assert_eq!(answer.headers()["grpc-status"], "4", "DEADLINE_EXCEEDED: {:?}", answer.headers());
     assert_eq!(answer.headers()["grpc-message"], "the%20request%20was%20not%20there%20within%20200ms");
     assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
+    let told = server.telemetry.render(None).1;
+    assert!(told.contains("weir_calls_total{result=\"unreadable\"} 1\n"), "{told}");
     server.stop().await.unwrap();
 }
 
@@ -237,6 +241,11 @@ async fn connections_beyond_the_cap_are_closed_at_once_and_taken_again_when_othe
     }
     let mut third = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(until_closed(&mut third).await, b"");
+    let told = server.telemetry.render(None).1;
+    for series in ["connections", "connections_accepted_total"] {
+        assert!(told.contains(&format!("weir_{series}{{listener=\"grpc\"}} 2")), "{series}: {told}");
+    }
+    assert!(told.contains("weir_connections_refused_total{listener=\"grpc\"} 1\n"), "{told}");
     drop(taken);
     let served = async {
         loop {
@@ -274,6 +283,71 @@ async fn a_connection_that_has_grown_old_is_replaced_without_a_failed_call() {
         tokio::time::timeout(PATIENCE, caller).await.expect("connections are replaced").unwrap();
     }
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_on_an_old_connection_may_take_the_grace_and_no_longer() {
+    for (grace, is_answered) in [(Duration::from_secs(60), true), (Duration::from_millis(100), false)] {
+        let (server, _rules) = server(|settings| {
+            settings.serving.max_connection_age = Duration::from_millis(100);
+            settings.serving.max_connection_age_grace = grace;
+        })
+        .await;
+        let mut told = TcpStream::connect(server.address).await.unwrap();
+        told.write_all(HELLO).await.unwrap();
+        let (let_go, answer) = begin_call(&server.channel().await).await;
+        if is_answered {
+            // Made before the other, this one has been told to end: GOAWAY is of type 7.
+            let mut said = Vec::new();
+            while !said.windows(5).any(|frame| frame == [0, 0, 8, 7, 0]) {
+                let mut byte = [0];
+                let read = tokio::time::timeout(PATIENCE, told.read_exact(&mut byte)).await;
+                read.expect("it is told").unwrap();
+                said.extend(byte);
+            }
+            let_go.send(()).unwrap();
+            assert_eq!(code(answer.await.unwrap()).await, Code::Ok);
+        } else {
+            until_closed(&mut told).await;
+            assert!(answer.await.is_err(), "it has no answer");
+        }
+        server.stop().await.unwrap();
+    }
+}
+
+#[test]
+fn as_many_threads_serve_connections_as_the_setting_says() {
+    let directory = rules(RULES);
+    let arguments = ["--grpc", "127.0.0.1:0", "--threads", "3", "--rules"].map(OsStr::new);
+    let weir = Weir::start_with(arguments.into_iter().chain([directory.path().as_os_str()]));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("weir-core-")).count(), 3);
+    weir.stop();
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_does_not_hold_up_the_end() {
+    let redis = RedisServer::start();
+    let (server, _rules) = server(|settings| {
+        settings.redis = Some(redis.url().into());
+        settings.redis_timeout = Duration::from_secs(5);
+        // Nothing but the end itself finds out that it hangs.
+        settings.redis_tuning.redis_ping_interval = Duration::from_secs(60);
+        settings.failure.heartbeat = Duration::from_secs(60);
+    })
+    .await;
+    let is_connected = |line: &str| line.starts_with("weir_redis_connections{") && line.ends_with(" 2.0");
+    let connected = async {
+        while !server.telemetry.render(None).1.lines().any(is_connected) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, connected).await.expect("Redis is connected");
+    redis.pause();
+    let stopped = tokio::time::timeout(PATIENCE, server.stop()).await;
+    redis.resume();
+    stopped.expect("within two seconds, not sixty").unwrap();
 }
 
 #[tokio::test]

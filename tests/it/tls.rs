@@ -164,6 +164,52 @@ async fn a_client_without_the_right_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn authorities_that_are_replaced_decide_who_is_let_in_from_then_on() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let certificates = certificates(&old);
+    let (server, _rules) = server(certificates.path(), |settings| {
+        settings.grpc_tls.grpc_tls_client_ca = Some(certificates.path().join("ca.pem"));
+    })
+    .await;
+    let [of_old, of_new] =
+        [&old, &new].map(|authority| old.client().identity(authority.sign(ENVOY).identity()));
+    assert_eq!(call(server.address, of_old.clone()).await, Ok(Code::Ok));
+    call(server.address, of_new.clone()).await.expect_err("not yet");
+    fs::write(certificates.path().join("ca.pem"), new.pem()).unwrap();
+    let let_in = async { while call(server.address, of_new.clone()).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, let_in).await.expect("the new one is known");
+    call(server.address, of_old).await.expect_err("the old one is known no more");
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_go_on_is_ended_in_time_and_counted() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let authority = Authority::new();
+    let certificates = certificates(&authority);
+    let (server, _rules) = server(certificates.path(), |settings| {
+        settings.serving.request_timeout = Duration::from_millis(300);
+    })
+    .await;
+    for listener in [server.address, server.http()] {
+        // Nothing, and a record of a handshake that is longer than what comes of it.
+        for said in [&b""[..], &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]] {
+            let mut stream = tokio::net::TcpStream::connect(listener).await.unwrap();
+            stream.write_all(said).await.unwrap();
+            let mut answer = Vec::new();
+            _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
+        }
+    }
+    let told = server.telemetry.render(None).1;
+    for listener in ["grpc", "http"] {
+        let series = format!("weir_connections_failed_total{{listener=\"{listener}\"}} 2\n");
+        assert!(told.contains(&series), "{told}");
+    }
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn http_is_answered_over_tls_and_a_certificate_stands_for_the_token() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -179,8 +225,7 @@ async fn http_is_answered_over_tls_and_a_certificate_stands_for_the_token() {
         settings.http_tls.http_tls_client_ca = Some(certificates.path().join("ca.pem"));
     })
     .await;
-    let http = server.http();
-    let get = async |path: &str, with_certificate: bool, more: &str| -> String {
+    let get = async |http: SocketAddr, path: &str, with_certificate: bool, more: &str| -> String {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -200,24 +245,35 @@ async fn http_is_answered_over_tls_and_a_certificate_stands_for_the_token() {
         let name = ServerName::try_from("weir.example.org").unwrap();
         let mut stream = connector.connect(name, stream).await.unwrap();
         let message = format!("GET {path} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n{more}\r\n");
-        stream.write_all(message.as_bytes()).await.unwrap();
+        // Who is not let in learns that when he asks.
+        _ = stream.write_all(message.as_bytes()).await;
         let mut answer = Vec::new();
         _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
-        String::from_utf8(answer).unwrap().split_off("HTTP/1.1 ".len())
+        String::from_utf8(answer).unwrap().strip_prefix("HTTP/1.1 ").unwrap_or("none ").to_owned()
     };
     let status = async |path: &str, with_certificate, more: &str| {
-        get(path, with_certificate, more).await.split(' ').next().unwrap().to_owned()
+        get(server.http(), path, with_certificate, more).await.split(' ').next().unwrap().to_owned()
     };
     assert_eq!(status("/livez", false, "").await, "200");
     assert_eq!(status("/metrics", false, "").await, "401");
     assert_eq!(status("/metrics", false, "authorization: Bearer s3cret\r\n").await, "200");
-    let metrics = get("/metrics", true, "").await;
+    let metrics = get(server.http(), "/metrics", true, "").await;
     assert!(metrics.starts_with("200 "), "{metrics}");
     for listener in ["grpc", "http"] {
         let end = format!("weir_tls_certificate_expires_at_seconds{{listener=\"{listener}\"}} 67090118400");
         let refused = format!("weir_tls_certificate_refused{{listener=\"{listener}\"}} 0");
         assert!(metrics.contains(&end) && metrics.contains(&refused), "{metrics}");
     }
+    server.stop().await.unwrap();
+
+    let (server, _rules) = self::server(certificates.path(), |settings| {
+        settings.http_tls.http_tls_client_ca = Some(certificates.path().join("ca.pem"));
+        settings.http_tls.http_tls_client_auth = ClientAuth::Required;
+        settings.http_tls.http_tls_client_san = vec!["prometheus.example.org".parse().unwrap()];
+    })
+    .await;
+    assert!(get(server.http(), "/livez", true, "").await.starts_with("200 "));
+    assert_eq!(get(server.http(), "/livez", false, "").await, "none ", "not even probes");
     server.stop().await.unwrap();
 }
 
