@@ -244,6 +244,15 @@ fn the_manifests_fit_together_and_their_rules_load() {
         pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= 38,
         "eight seconds longer than --drain-timeout"
     );
+    let variable = |name: &str| -> u64 {
+        let all = container["env"].as_array().unwrap();
+        let of = all.iter().find(|variable| variable["name"] == name).expect(name);
+        of["value"].as_str().unwrap().parse().unwrap()
+    };
+    assert_eq!(container["resources"]["limits"]["memory"], "1Gi");
+    // What RUNNING.md says of each, and 64 MiB for all else.
+    let needed = variable("WEIR_MAX_BUCKETS") * 600 + variable("WEIR_MAX_CONNECTIONS") * 35_000 + (64 << 20);
+    assert!(needed < 1 << 30, "{needed} bytes may be needed");
     assert_eq!(pod["volumes"][0]["configMap"]["name"], kind("ConfigMap")["metadata"]["name"]);
     for (name, rules) in kind("ConfigMap")["data"].as_object().unwrap() {
         let set = RuleSet::from_texts([(name.as_str(), rules.as_str().unwrap())], 0).unwrap();

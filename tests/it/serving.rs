@@ -501,6 +501,13 @@ async fn sigint_does_not_wait_for_the_delay() {
     tokio::task::spawn_blocking(|| weir.stop()).await.unwrap();
 }
 
+/// Bytes of memory that a process holds.
+fn resident(weir: &Weir) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", weir.pid())).unwrap();
+    let told = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    told.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1_024
+}
+
 /// Lets this process have so many files open.
 fn need_files(count: u64) {
     let limit = getrlimit(Resource::Nofile);
@@ -516,7 +523,7 @@ async fn ten_thousand_idle_connections_hinder_neither_calls_nor_the_end() {
     need_files(12_000);
     let directory = rules(RULES);
     let weir = Weir::start(directory.path());
-    let address = weir.grpc();
+    let (address, before) = (weir.grpc(), resident(&weir));
     // A few at a time, or the system's queue of those not yet accepted runs over, which costs a second each.
     let mut idle = Vec::with_capacity(IDLE);
     for _ in 0..IDLE / 100 {
@@ -532,6 +539,9 @@ async fn ten_thousand_idle_connections_hinder_neither_calls_nor_the_end() {
             idle.push(tokio::time::timeout(PATIENCE, stream).await.expect("it is accepted").unwrap());
         }
     }
+    // What RUNNING.md says of a connection's memory, and a little.
+    let memory = resident(&weir) - before;
+    assert!(memory / IDLE < 45_000, "{} bytes for each connection", memory / IDLE);
     let mut client = client(&weir).await;
     for _ in 0..1_000 {
         let one = Request::new(request("api", &[("user", b"a")]));
