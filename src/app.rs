@@ -9,14 +9,11 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
 use crate::clock::{self, Clock};
 use crate::http::guard::Guard;
 use crate::http::{self, Http};
 use crate::limiter::Limiter;
-use crate::proto::{DESCRIPTOR_SET, SERVICE_NAME};
 use crate::rules::{LoadError, Watch};
 use crate::serve::grpc::Grpc;
 use crate::serve::tls::{Tls, TlsFiles};
@@ -26,20 +23,16 @@ use crate::settings::{HttpEndpoint, HttpSettings, Serving, Settings};
 use crate::store::{KeySeed, LocalStore, RedisStore, Threads};
 use crate::telemetry::denials::DenialLog;
 use crate::telemetry::export::Export;
-use crate::telemetry::metrics::{
-    CALLS_SHED, CALLS_UNDER_WAY, CONNECTIONS, CONNECTIONS_ACCEPTED, CONNECTIONS_FAILED, CONNECTIONS_REFUSED,
-    TLS_END, TLS_REFUSED,
-};
-use crate::telemetry::{Metrics, Recorder, Telemetry, collection};
+use crate::telemetry::{Metrics, Recorder, Telemetry};
+
+mod figures;
+mod health;
 
 /// How long HTTP may take to finish after all else has.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How long it may take to tell every Redis that this process has gone.
 const LAST_WORD: Duration = Duration::from_secs(2);
-
-/// Names under which health is asked for: the server as a whole, the service, and what the reference calls itself.
-const HEALTH_NAMES: [&str; 3] = ["", SERVICE_NAME, "ratelimit"];
 
 /// Why serving could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +149,7 @@ impl App {
             }
         });
         let metrics = Arc::new(Metrics::new(settings.telemetry.max_detailed_series));
-        observe(&metrics, &limiter, &watch);
+        figures::observe(&metrics, &limiter, &watch);
         let telemetry = Telemetry::new(Arc::clone(&metrics), watch.current());
         Ok(Self {
             settings,
@@ -205,9 +198,9 @@ impl App {
         let Serving {
             max_connections, max_calls, overload, request_timeout, drain_delay, drain_timeout, ..
         } = settings.serving;
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let (reporter, health_service) = tonic_health::server::health_reporter();
         let is_loaded = watch.is_loaded();
-        set_health(&health, is_loaded).await;
+        health::set(&reporter, is_loaded).await;
         let mut recorder = Recorder::new(Arc::clone(&metrics), clock);
         recorder.denials =
             DenialLog { of_each: settings.telemetry.log_denials, with_keys: settings.telemetry.log_keys };
@@ -229,12 +222,12 @@ impl App {
             recorder,
         );
         let service = Arc::new(service.with_per_second(settings.redis_named.redis_per_second.clone()));
-        let others = reflection(Routes::new(health_service))?;
+        let others = health::reflection(Routes::new(health_service))?;
         let overload = Arc::new(Overload::new(max_calls.get(), overload));
         let (tally, http_tally) = (Arc::<Tally>::default(), Arc::<Tally>::default());
-        observe_calls(&metrics, &overload);
-        observe_listener(&metrics, "grpc", &tally, grpc_tls.as_ref());
-        observe_listener(&metrics, "http", &http_tally, http_tls.as_ref());
+        figures::observe_calls(&metrics, &overload);
+        figures::observe_listener(&metrics, "grpc", &tally, grpc_tls.as_ref());
+        figures::observe_listener(&metrics, "http", &http_tally, http_tls.as_ref());
         let answers = Arc::new(Grpc::new(
             Arc::clone(&service),
             settings.max_message_bytes.get(),
@@ -297,12 +290,12 @@ impl App {
             never = leaving.watch_caps() => match never {},
             never = follow(grpc_tls) => match never {},
             never = follow(http_tls) => match never {},
-            never = keep_health(&watch, &health, is_loaded) => match never {},
+            never = health::keep(&watch, &reporter, is_loaded) => match never {},
             stop = stop => stop,
         };
         let deadline = clock::instant() + drain_timeout;
         tracing::info!(delay = ?drain_delay, longest = ?drain_timeout, "draining");
-        set_health(&health, false).await;
+        health::set(&reporter, false).await;
         _ = phase.send(Phase::Draining);
         if stop == Stop::Gently {
             // Proxies learn by and by that no more calls should come, and send them until then.
@@ -330,55 +323,8 @@ impl App {
     }
 }
 
-/// Has figures asked for that their owners keep.
-fn observe(metrics: &Metrics, limiter: &Arc<Limiter>, watch: &Arc<Watch>) {
-    let (limiter, watch) = (Arc::clone(limiter), Arc::clone(watch));
-    metrics.observe(move |to| {
-        collection::collect_status(&watch.status(), to);
-        limiter.collect(to);
-    });
-}
-
 async fn listen(address: &Endpoint) -> Result<Listener, Error> {
     address.bind().await.map_err(|source| Error::Bind { address: address.clone(), source })
-}
-
-/// Adds the description of all services, for clients that have no files of it.
-fn reflection(routes: Routes) -> Result<Routes, Error> {
-    let described = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let failed = |error: tonic_reflection::server::Error| Error::Start(format!("reflection: {error}"));
-    let routes = routes.add_service(described().build_v1().map_err(failed)?);
-    Ok(routes.add_service(described().build_v1alpha().map_err(failed)?))
-}
-
-/// Has calls under way told with the other metrics.
-#[allow(clippy::cast_precision_loss, reason = "so many there are not")]
-fn observe_calls(metrics: &Metrics, overload: &Arc<Overload>) {
-    let overload = Arc::clone(overload);
-    metrics.observe(move |to| {
-        to.number(&CALLS_UNDER_WAY, &[], overload.under_way() as f64);
-        to.count(&CALLS_SHED, &[], overload.shed());
-    });
-}
-
-/// The same for the connections of a listener, and its certificate, if it has one.
-#[allow(clippy::cast_precision_loss, reason = "so many there are not")]
-fn observe_listener(metrics: &Metrics, name: &'static str, tally: &Arc<Tally>, tls: Option<&Arc<Tls>>) {
-    let (tally, tls) = (Arc::clone(tally), tls.cloned());
-    metrics.observe(move |to| {
-        to.number(&CONNECTIONS, &[name], tally.open() as f64);
-        to.count(&CONNECTIONS_ACCEPTED, &[name], tally.accepted());
-        to.count(&CONNECTIONS_REFUSED, &[name], tally.refused());
-        to.count(&CONNECTIONS_FAILED, &[name], tally.failed());
-        if let Some(tls) = &tls {
-            to.number(&TLS_END, &[name], tls.end() as f64);
-            to.number(&TLS_REFUSED, &[name], f64::from(u8::from(tls.is_refused())));
-        }
-    });
 }
 
 /// Follows the files of TLS, where there is any.
@@ -394,28 +340,5 @@ async fn obey(watch: &Watch, hangup: &mut Signal) -> Infallible {
     loop {
         hangup.recv().await;
         watch.look();
-    }
-}
-
-/// Says that it is serving as soon as rules are in force, if that has not been `told`.
-async fn keep_health(watch: &Watch, health: &HealthReporter, mut told: bool) -> Infallible {
-    let mut changes = watch.changes();
-    loop {
-        // Only what has changed, since those who watch are told again each time.
-        if watch.is_loaded() != told {
-            told = !told;
-            set_health(health, told).await;
-        }
-        if changes.changed().await.is_err() {
-            // Cannot be: the watch is there.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-async fn set_health(health: &HealthReporter, serving: bool) {
-    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for name in HEALTH_NAMES {
-        health.set_service_status(name, status).await;
     }
 }
