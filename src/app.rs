@@ -294,13 +294,12 @@ impl App {
             stop = stop => stop,
         };
         let deadline = clock::instant() + drain_timeout;
-        tracing::info!(delay = ?drain_delay, longest = ?drain_timeout, "draining");
+        let delay = if stop == Stop::Gently { drain_delay } else { Duration::ZERO };
+        tracing::info!(?delay, longest = ?drain_timeout, "draining");
         health::set(&reporter, false).await;
         _ = phase.send(Phase::Draining);
-        if stop == Stop::Gently {
-            // Proxies learn by and by that no more calls should come, and send them until then.
-            tokio::time::sleep_until(deadline.min(clock::instant() + drain_delay)).await;
-        }
+        // Proxies learn by and by that no more calls should come, and send them until then.
+        tokio::time::sleep_until(deadline.min(clock::instant() + delay)).await;
         _ = phase.send(Phase::Closing);
         let finished = async { while listeners.join_next().await.is_some() {} };
         if tokio::time::timeout_at(deadline, finished).await.is_err() {

@@ -92,11 +92,13 @@ impl Hit {
         let answer = RateLimitServiceClient::new(channel).should_rate_limit(self.request()).await;
         let response = answer.map_err(|status| {
             let name = &self.target.name;
-            // What a listener with TLS sends to whoever speaks without it is no HTTP/2.
-            let is_no_http_2 =
-                status.message().contains("h2 protocol error") && !name.starts_with("https://");
-            let hint = if is_no_http_2 { "; if it speaks TLS, write https://" } else { "" };
-            format!("{name} answers {:?}: {}{hint}", status.code(), status.message())
+            let hint = match (is_broken(&status), name.starts_with("https://")) {
+                (false, _) => "",
+                (true, false) => "; if it speaks TLS, write https://",
+                (true, true) => "; if it asks for a certificate, --cert and --key show one",
+            };
+            let verb = if hint.is_empty() { "answers" } else { "breaks off:" };
+            format!("{name} {verb} {:?}: {}{hint}", status.code(), status.message())
         })?;
         let response = response.get_ref();
         if self.json {
@@ -125,6 +127,13 @@ impl Hit {
     fn request(&self) -> RateLimitRequest {
         request(&self.domain, &self.descriptors, self.hits, self.give_back)
     }
+}
+
+/// Whether this is no answer: the connection has ended before there was one, as those do that the other side refuses.
+fn is_broken(status: &tonic::Status) -> bool {
+    let mut reasons = std::iter::successors(std::error::Error::source(status), |reason| reason.source());
+    let is_late = reasons.by_ref().any(|reason| reason.is::<tonic::TimeoutExpired>());
+    !is_late && std::error::Error::source(status).is_some()
 }
 
 /// The request that these arguments stand for.
