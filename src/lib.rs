@@ -30,6 +30,7 @@ pub mod decision;
 pub mod http;
 pub mod limiter;
 mod load;
+mod pem;
 pub mod proto;
 pub mod rules;
 pub mod serve;

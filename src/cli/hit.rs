@@ -1,5 +1,6 @@
 //! `weir hit`: asks a running server, and prints its answer.
 
+use std::error::Error as _;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -131,9 +132,14 @@ impl Hit {
 
 /// Whether this is no answer: the connection has ended before there was one, as those do that the other side refuses.
 fn is_broken(status: &tonic::Status) -> bool {
-    let mut reasons = std::iter::successors(std::error::Error::source(status), |reason| reason.source());
-    let is_late = reasons.by_ref().any(|reason| reason.is::<tonic::TimeoutExpired>());
-    !is_late && std::error::Error::source(status).is_some()
+    let mut reason = status.source();
+    while let Some(error) = reason {
+        if error.is::<tonic::TimeoutExpired>() {
+            return false;
+        }
+        reason = error.source();
+    }
+    status.source().is_some()
 }
 
 /// The request that these arguments stand for.

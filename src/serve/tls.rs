@@ -14,18 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use tokio_rustls::TlsAcceptor;
 use webpki::EndEntityCert;
 
 use super::Incoming;
+use crate::pem;
 
 mod validity;
 
@@ -201,13 +199,12 @@ impl Contents {
 
     /// What connections are made with, and until when.
     fn config(&self, files: &TlsFiles, protocol: &[u8]) -> Result<(ServerConfig, u64), String> {
-        let chain = certificates(&self.certificate, &files.certificate)?;
+        let chain = pem::certificates(&self.certificate, &files.certificate)?;
         let ends: Option<Vec<u64>> = chain.iter().map(|certificate| validity::end(certificate)).collect();
         let end = ends.and_then(|ends| ends.into_iter().min());
         let end =
             end.ok_or_else(|| format!("{}: a certificate without an end", files.certificate.display()))?;
-        let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|_| format!("{}: no private key in PEM format", files.key.display()))?;
+        let key = pem::key(&self.key, &files.key)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -215,15 +212,12 @@ impl Contents {
         let builder = match &files.clients {
             None => builder.with_no_client_auth(),
             Some(clients) => {
-                let told =
-                    |error: &dyn std::fmt::Display| format!("{}: {error}", clients.authorities.display());
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(&self.authorities, &clients.authorities)? {
-                    roots.add(authority).map_err(|error| told(&error))?;
-                }
+                let roots = pem::authorities(&self.authorities, &clients.authorities)?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 let verifier = if clients.are_required { verifier } else { verifier.allow_unauthenticated() };
-                let verifier = verifier.build().map_err(|error| told(&error))?;
+                let verifier = verifier
+                    .build()
+                    .map_err(|error| format!("{}: {error}", clients.authorities.display()))?;
                 builder.with_client_cert_verifier(Arc::new(Named { verifier, names: clients.names.clone() }))
             }
         };
@@ -239,15 +233,6 @@ impl Contents {
 /// A moment for people.
 fn told(end: u64) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(end))
-}
-
-/// The certificates in a PEM file, of which there is at least one.
-fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(format!("{}: no certificate in PEM format", path.display())),
-    }
 }
 
 /// Accepts certificates that have one of some names, besides all else that is asked of them.

@@ -542,6 +542,13 @@ fn hit_says_why_there_is_no_answer_and_ends_with_1() {
     let (code, _, error) = run(&["hit", "--target", &target, "--domain", "", "a=b"], &[]);
     assert_eq!(code, 1);
     assert!(error.contains("answers InvalidArgument: domain: empty"), "{error}");
+
+    // Somebody who is there and says nothing.
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = deaf.local_addr().unwrap().to_string();
+    let (code, _, error) =
+        run(&["hit", "--target", &target, "--timeout", "300ms", "--domain", "api", "a=b"], &[]);
+    assert!(code == 1 && error.contains("Timeout expired") && !error.contains("TLS"), "{error}");
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use crate::pem;
 
 /// Files of TLS to a collector, as they were at the start.
 #[derive(Clone, Default)]
@@ -29,12 +29,6 @@ impl Pem {
         let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { path: path.to_owned(), text })
     }
-
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.text).collect();
-        let certificates = certificates.ok().filter(|certificates| !certificates.is_empty());
-        certificates.ok_or_else(|| format!("{}: no certificate in PEM format", self.path.display()))
-    }
 }
 
 impl Trust {
@@ -52,17 +46,14 @@ impl Trust {
     /// # Errors
     /// When the files make no sense, in a line.
     pub(super) fn connector(&self) -> Result<TlsConnector, String> {
-        let mut roots = RootCertStore::empty();
-        match &self.authorities {
-            Some(pem) => {
-                for authority in pem.certificates()? {
-                    roots.add(authority).map_err(|error| format!("{}: {error}", pem.path.display()))?;
-                }
-            }
+        let roots = match &self.authorities {
+            Some(file) => pem::authorities(&file.text, &file.path)?,
             None => {
+                let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                roots
             }
-        }
+        };
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
@@ -70,9 +61,9 @@ impl Trust {
         let config = match &self.identity {
             None => config.with_no_client_auth(),
             Some((certificate, key)) => {
-                let private = PrivateKeyDer::from_pem_slice(&key.text)
-                    .map_err(|_| format!("{}: no private key in PEM format", key.path.display()))?;
-                config.with_client_auth_cert(certificate.certificates()?, private).map_err(|error| {
+                let chain = pem::certificates(&certificate.text, &certificate.path)?;
+                let private = pem::key(&key.text, &key.path)?;
+                config.with_client_auth_cert(chain, private).map_err(|error| {
                     format!("{} and {}: {error}", certificate.path.display(), key.path.display())
                 })?
             }
