@@ -101,14 +101,16 @@ const DEFAULT_STORE: &str = "default";
 pub struct RedisTuning {
     /// Connections kept open to each server of Redis
     ///
-    /// With two, calls that were under way on one that breaks go over the other at once.
+    /// With two, calls that were under way on one that breaks go over the other at once. Each thread that serves calls has one
+    /// of its own, up to four.
     #[arg(long, env = "WEIR_REDIS_CONNECTIONS", value_name = "COUNT", default_value = "2",
           value_parser = |text: &str| count(text, 1..=64))]
     pub redis_connections: usize,
 
     /// Batches of calls under way at a time to each server of Redis
     ///
-    /// Calls that come while so many are under way go together in the next.
+    /// Calls that come while so many are under way go together in the next. Each thread that serves calls has one at least, up
+    /// to four.
     #[arg(long, env = "WEIR_REDIS_BATCHES", value_name = "COUNT", default_value = "2",
           value_parser = |text: &str| count(text, 1..=64))]
     pub redis_batches: usize,

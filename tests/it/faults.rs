@@ -12,6 +12,7 @@ mod flood;
 mod network;
 mod policies;
 mod server;
+mod soak;
 
 /// Asks Redis through a proxy.
 fn ping(proxy: SocketAddr) -> Result<String, redis::RedisError> {
