@@ -20,7 +20,7 @@ test: $(VENV)/ready ## run all tests: units, properties, real servers, Python's 
 		echo "make: no promtool, which checks the alerts; it is in Debian's package prometheus" >&2; exit 1; }
 	cargo test --locked
 
-soak: ## let Redis fail in every way for a minute each (SECONDS=60), and ten million callers come while it is gone
+soak: ## let Redis fail in every way for a minute each (SECONDS=60), ten million callers come while it is gone, and all at once for ten
 	WEIR_SOAK_SECONDS=$(SECONDS) cargo test --locked --lib a_flood_of_other_keys
 	WEIR_SOAK_SECONDS=$(SECONDS) cargo test --locked --test it faults:: -- --nocapture
 

@@ -287,14 +287,25 @@ async fn without_redis_it_starts_answers_at_once_and_joins_when_redis_comes() {
     let start = weir::clock::instant();
     assert_eq!(take(&mut client, "x").await, 999);
     assert!(start.elapsed() < Duration::from_secs(1), "no call waits for a connection");
+    let unknown = "how many processes share this Redis is not known yet";
+    for _ in 0..1_000 {
+        take(&mut client, "y").await;
+        if weir.logged(unknown) > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(weir.logged(unknown), 1);
 
     let redis = RedisServer::start_at(port).expect("the port is still free");
     weir.await_log("connected", 2);
+    weir.await_log("circuit closed", 1);
     assert_eq!(take(&mut client, "x").await, 998);
     let ttl: i64 = redis::cmd("PTTL").arg("weir:api|day=x|day").query(&mut redis.connection()).unwrap();
     assert!(ttl > 86_400, "two of a thousand a day are used in Redis: {ttl}");
     drop(redis);
     assert_eq!(take(&mut client, "x").await, 997);
+    assert_eq!(weir.logged(unknown), 1, "it is said once, and not when it has been known");
     weir.stop();
 }
 

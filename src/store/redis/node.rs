@@ -660,8 +660,10 @@ async fn keep_beating(node: Weak<Node>) {
             None => None,
         };
         let heard = pulse.is_some();
-        if let Some(pulse) = &pulse {
-            node.memory.is_called(&pulse.epoch);
+        match &pulse {
+            Some(pulse) => node.memory.is_called(&pulse.epoch),
+            None if !node.breaker.is_closed() => node.replicas.miss(&mut told, &node.name),
+            None => {}
         }
         if node.replicas.tell(&mut told, pulse.map(|pulse| pulse.processes)) {
             tracing::info!(redis = node.name, replicas = node.replicas.count(), "processes share this Redis");

@@ -31,6 +31,8 @@ pub(super) struct Told {
     lower: Option<(u32, u32)>,
     /// Whether the log says that this process may not be counted.
     forbidden: bool,
+    /// Whether the store has ever counted, or the log says that it has not.
+    heard: bool,
 }
 
 impl Replicas {
@@ -69,6 +71,18 @@ impl Replicas {
         }
     }
 
+    /// The store called `name` does not answer. If it never has, and nobody else has said how many processes share it, the log
+    /// says once that none is taken to.
+    pub(super) fn miss(&self, told: &mut Told, name: &str) {
+        if !std::mem::replace(&mut told.heard, true) && self.count() == NonZeroU32::MIN {
+            tracing::warn!(
+                redis = name,
+                "how many processes share this Redis is not known yet: until it answers, this one admits whole limits; \
+                 --replicas says how many there are"
+            );
+        }
+    }
+
     /// The store has counted so many; `None` when it could not be asked. True if that changes the count.
     pub(super) fn tell(&self, told: &mut Told, counted: Option<u32>) -> bool {
         let now = self.count().get();
@@ -77,7 +91,7 @@ impl Replicas {
             told.lower = None;
             return false;
         };
-        told.forbidden = false;
+        (told.forbidden, told.heard) = (false, true);
         if counted >= now {
             told.lower = None;
             self.count.store(counted, Ordering::Relaxed);

@@ -46,9 +46,14 @@ pub(super) fn outage() -> Duration {
     Duration::from_secs(seconds.map_or(2, |seconds| seconds.parse().expect("WEIR_SOAK_SECONDS is a number")))
 }
 
+/// Whether there is more time than for other tests.
+pub(super) fn is_soak() -> bool {
+    std::env::var_os("WEIR_SOAK_SECONDS").is_some()
+}
+
 /// How long a soak lasts: twelve seconds, or ten times as long as a fault.
 pub(super) fn soak() -> Duration {
-    if std::env::var_os("WEIR_SOAK_SECONDS").is_some() { 10 * outage() } else { Duration::from_secs(12) }
+    if is_soak() { 10 * outage() } else { Duration::from_secs(12) }
 }
 
 /// What 99.9 of a hundred calls may take, with what the machine has meanwhile done to a load on a weir without Redis.

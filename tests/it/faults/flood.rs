@@ -5,7 +5,7 @@ use std::time::Duration;
 use weir::clock;
 use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitServiceClient};
 
-use super::drill::{Held, left, of, outage, with_redis};
+use super::drill::{Held, is_soak, left, of, outage, with_redis};
 use crate::support::redis::RedisServer;
 use crate::support::server::{request, rules};
 
@@ -50,8 +50,9 @@ async fn a_flood_of_new_callers_without_redis_frees_nobody_who_is_limited_and_ta
     let before = Held::by(&weir);
     let until = clock::instant() + outage().max(Duration::from_secs(5));
     let (mut names, mut at_the_cap) = (0, None);
-    // Until the cap is passed three times over, however slow the machine.
-    while clock::instant() < until || names < 3 * CAP {
+    // Until the cap is passed three times over, however slow the machine; in a soak, five hundred times.
+    let least = if is_soak() { 500 * CAP } else { 3 * CAP };
+    while clock::instant() < until || names < least {
         let calls: Vec<_> = (0..8)
             .map(|call| (client.clone(), newcomers(names + call * TOGETHER)))
             .map(|(mut client, request)| tokio::spawn(async move { client.should_rate_limit(request).await }))
