@@ -73,9 +73,11 @@ impl Load {
         let told = Arc::new(Told::default());
         let mut tasks = Vec::new();
         for weir in weirs {
-            let client = client(weir).await;
+            // Connections are dealt out to threads, each of which has a connection of its own to Redis.
+            let clients = [client(weir).await, client(weir).await];
             for caller in 0..callers {
-                let (mut client, told, request) = (client.clone(), Arc::clone(&told), request.clone());
+                let (mut client, told, request) =
+                    (clients[caller % 2].clone(), Arc::clone(&told), request.clone());
                 tasks.push(tokio::spawn(async move {
                     for n in 0..each {
                         if told.stop.load(Ordering::Relaxed) {

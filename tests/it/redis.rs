@@ -47,9 +47,10 @@ async fn load(
     let mut tasks = Vec::new();
     for weir in weirs {
         for _ in 0..callers.div_ceil(64) {
-            let client = client(weir).await;
+            // Connections are dealt out to threads, each of which has a connection of its own to Redis.
+            let clients = [client(weir).await, client(weir).await];
             for caller in 0..callers.min(64) {
-                let (mut client, request) = (client.clone(), request.clone());
+                let (mut client, request) = (clients[caller % 2].clone(), request.clone());
                 tasks.push(tokio::spawn(async move {
                     let mut tally = Tally::default();
                     for n in 0..each {

@@ -46,9 +46,11 @@ struct Told {
 /// So many callers that each ask again and again for one token of the wide bucket, until they are told to stop.
 async fn load(weir: &Weir, callers: usize) -> (Arc<Told>, Vec<tokio::task::JoinHandle<()>>) {
     let told = Arc::new(Told::default());
-    let client = RateLimitServiceClient::connect(format!("http://{}", weir.grpc())).await.unwrap();
-    let callers = (0..callers).map(|_| {
-        let (told, mut client) = (Arc::clone(&told), client.clone());
+    // Connections are dealt out to threads, each of which has a connection of its own to Redis.
+    let client = || RateLimitServiceClient::connect(format!("http://{}", weir.grpc()));
+    let clients = [client().await.unwrap(), client().await.unwrap()];
+    let callers = (0..callers).map(|caller| {
+        let (told, mut client) = (Arc::clone(&told), clients[caller % 2].clone());
         tokio::spawn(async move {
             while !told.stop.load(Ordering::Relaxed) {
                 let count = match client.should_rate_limit(request("api", &[("wide", b"x")])).await {

@@ -56,7 +56,8 @@ pub(super) struct Live {
     pub(super) connection: MultiplexedConnection,
     /// Where it leads to.
     pub(super) address: Address,
-    /// Whether it has been of use.
+    /// Whether it has been used, and been of use.
+    tried: AtomicBool,
     served: AtomicBool,
     /// Whether it has been given up: what is under way on it goes over another one, also if nobody told it of an error.
     gone: watch::Sender<bool>,
@@ -69,6 +70,13 @@ impl std::fmt::Debug for Live {
 }
 
 impl Live {
+    /// Notes that it is used.
+    pub(super) fn is_tried(&self) {
+        if !self.tried.load(Ordering::Relaxed) {
+            self.tried.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Notes that it has been of use.
     pub(super) fn has_served(&self) {
         if !self.served.load(Ordering::Relaxed) {
@@ -212,8 +220,9 @@ async fn keep_connected(link: Arc<Kept>) {
     let Tuning { reconnect_first, reconnect_longest, .. } = link.tuning;
     let mut pause = reconnect_first;
     let mut said = None;
-    // Whether the last connection was: of one that comes after it, nothing is said either.
-    let mut useless = false;
+    // Whether the last connection was: of one that comes after it, nothing is said either. One that nobody has used may have
+    // ended for another reason, unless that happens again.
+    let (mut useless, mut unused) = (false, false);
     loop {
         match connect(&link.resolver, &link.tuning).await {
             Ok((connection, address, info)) => {
@@ -228,13 +237,16 @@ async fn keep_connected(link: Arc<Kept>) {
                 let live = Arc::new(Live {
                     connection,
                     address,
+                    tried: AtomicBool::new(false),
                     served: AtomicBool::new(false),
                     gone: watch::Sender::new(false),
                 });
                 link.current.store(Some(Arc::clone(&live)));
                 link.absence.ends();
                 link.watch(&live, !useless).await;
-                useless = !live.served.load(Ordering::Relaxed) && since.elapsed() < reconnect_longest;
+                let in_vain = !live.served.load(Ordering::Relaxed) && since.elapsed() < reconnect_longest;
+                useless = in_vain && (unused || live.tried.load(Ordering::Relaxed));
+                unused = in_vain;
                 if !useless {
                     pause = reconnect_first;
                     continue;

@@ -507,6 +507,7 @@ impl Node {
         groups: &[Group],
         whole: bool,
     ) -> Option<Result<Vec<Value>, RedisError>> {
+        live.is_tried();
         let mut gone = live.gone();
         let mut connection = live.connection.clone();
         let hash = How::Hash(&self.hash);
