@@ -364,7 +364,12 @@ impl Node {
     }
 
     fn disconnected(&self) -> StoreError {
-        StoreError::Disconnected(self.links.first().map_or(Class::Unreachable, Link::trouble))
+        StoreError::Disconnected(self.trouble())
+    }
+
+    /// What was wrong when there last was no connection.
+    fn trouble(&self) -> Class {
+        self.links.first().map_or(Class::Unreachable, Link::trouble)
     }
 
     /// A connection, each in its turn.
@@ -491,7 +496,11 @@ impl Node {
     /// The same, and tells the breaker how it went.
     async fn exchange_in_time(self: &Arc<Self>, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) {
         let exchange = self.exchange(lane, groups, hops);
-        let late = || self.breaker.failed(Class::Late.name());
+        // What is late because there is no connection any more is told by why there is none.
+        let late = || {
+            let why = if self.is_connected() { Class::Late } else { self.trouble() };
+            self.breaker.failed(why.name());
+        };
         match patience::wait_for(exchange, self.tuning.timeout, late).await {
             Course::InTime => self.breaker.succeeded(),
             Course::Late => {}
