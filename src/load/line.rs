@@ -132,6 +132,9 @@ impl Line {
         let mut now = clock::stopwatch();
         loop {
             let has_room = self.begin_calls(pace, now);
+            if !has_room {
+                pace.pass_on();
+            }
             let Some(link) = &mut self.link else { return false };
             if link.connection.open() == 0 {
                 if link.connection.is_closing() {

@@ -32,7 +32,7 @@ struct Open {
     due: Cell<u64>,
     /// How many have been made.
     made: Cell<u64>,
-    /// Wakes callers who wait for calls to come due.
+    /// Wakes one who waits for calls to come due: he makes all that he can, and rings for the next if there are more.
     bell: Notify,
 }
 
@@ -77,6 +77,13 @@ impl Pace {
         })
     }
 
+    /// Tells another one of calls that whoever was rung for could not make.
+    pub(super) fn pass_on(&self) {
+        if let Some(open) = self.open.as_ref().filter(|open| open.made.get() < open.due.get()) {
+            open.bell.notify_one();
+        }
+    }
+
     /// Returns when there may be a call to make, or none will come any more.
     pub(super) async fn rung(&self) {
         match &self.open {
@@ -94,15 +101,19 @@ impl Pace {
 
     /// Lets calls come due, until all have.
     pub(super) async fn run(&self) {
-        /// Waking up more often than this would cost more than it tells; latencies may count so much too much.
-        const LEAST: Duration = Duration::from_micros(50);
+        /// Calls that are due within so short a time are made together: to wake up for each would cost more than the call,
+        /// on a machine whose server wants the processors, too. Their latencies count from when each was due.
+        const LEAST: Duration = Duration::from_micros(200);
 
         let Some(open) = &self.open else { return };
         let timer = Timer::new();
         loop {
             let due = open.due_after(clock::stopwatch().saturating_duration_since(self.start));
-            (open.due.get()..due).for_each(|_| open.bell.notify_one());
+            let is_due = due > open.due.get();
             open.due.set(due);
+            if is_due {
+                open.bell.notify_one();
+            }
             if due == open.all {
                 return open.bell.notify_waiters();
             }

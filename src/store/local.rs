@@ -11,8 +11,14 @@
 //! him. When only such buckets remain, new keys are charged to one overflow bucket per rule.
 //!
 //! To find whom to evict, a shard is read through once for its soonest eighth, which then goes one by one, each looked
-//! at again before. The cap is divided evenly among the shards, which hold about a thousand buckets each: so a pass is
-//! short, and is mostly paid for by a hundred insertions or more.
+//! at again before. A shard holds about a thousand buckets at the cap: so a pass is short, and is mostly paid for by a
+//! hundred insertions or more.
+//!
+//! # Memory
+//!
+//! A shard's table doubles when it is seven eighths full, and would be half empty then. If all shards were alike, all would
+//! double at once, and a bucket take twice as much for it as before. So they are not: the last has twice the buckets of the
+//! first, those between lie between, and some are about to double at any time while others just have.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -43,10 +49,8 @@ const PAUSE: Micros = 1_000;
 pub struct LocalStore<X = ()> {
     clock: Clock,
     buckets: DashMap<BucketKey, Slot<X>>,
-    /// One for each shard of `buckets`; locked only under that shard's lock.
-    candidates: Box<[Mutex<Candidates>]>,
-    /// Buckets that a shard may hold, overflow buckets not counted.
-    shard_capacity: usize,
+    /// One for each shard of `buckets`.
+    bounds: Box<[Bound]>,
     evicted: AtomicU64,
     overflowed: AtomicU64,
     warned: AtomicBool,
@@ -91,6 +95,21 @@ impl<X, F: FnMut(usize, &mut Bucket, &mut X, Micros)> Prepare<X> for F {
     }
 }
 
+/// How far a shard may grow.
+#[derive(Debug)]
+struct Bound {
+    /// Buckets that it may hold, overflow buckets not counted.
+    capacity: usize,
+    /// Locked only under the shard's lock.
+    candidates: Mutex<Candidates>,
+}
+
+impl Bound {
+    fn candidates(&self) -> impl std::ops::DerefMut<Target = Candidates> + '_ {
+        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Buckets of one shard that may be evicted, the soonest full first.
 #[derive(Debug, Default)]
 struct Candidates {
@@ -118,11 +137,12 @@ impl<X: Default> LocalStore<X> {
     #[must_use]
     pub fn with_beside(capacity: NonZeroUsize, clock: Clock) -> Self {
         let shards = (capacity.get() / SHARD_SIZE).next_power_of_two().clamp(2, 4_096);
+        let bound =
+            |shard| Bound { capacity: slice_of(capacity.get(), shard, shards), candidates: Mutex::default() };
         Self {
             clock,
             buckets: DashMap::with_shard_amount(shards),
-            candidates: (0..shards).map(|_| Mutex::default()).collect(),
-            shard_capacity: capacity.get().div_ceil(shards),
+            bounds: (0..shards).map(bound).collect(),
             evicted: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
             warned: AtomicBool::new(false),
@@ -171,7 +191,7 @@ impl<X: Default> LocalStore<X> {
     /// Shards, for [`LocalStore::look_through`].
     #[must_use]
     pub fn shards(&self) -> usize {
-        self.candidates.len()
+        self.bounds.len()
     }
 
     /// Shows all buckets of a shard, about a thousand; the shard is locked meanwhile. Those that are full are forgotten.
@@ -194,10 +214,14 @@ impl<X: Default> LocalStore<X> {
     pub fn usage(&self) -> Usage {
         Usage {
             buckets: self.buckets.len(),
-            capacity: self.shard_capacity * self.candidates.len(),
+            capacity: self.capacity(),
             evicted: self.evicted.load(Ordering::Relaxed),
             overflowed: self.overflowed.load(Ordering::Relaxed),
         }
+    }
+
+    fn capacity(&self) -> usize {
+        self.bounds.iter().map(|bound| bound.capacity).sum()
     }
 
     fn decide_one(&self, charge: &Charge, prepare: &mut impl Prepare<X>) -> Decision {
@@ -330,10 +354,12 @@ impl<X: Default> LocalStore<X> {
         if full_at <= now {
             return;
         }
-        let mut candidates = self.candidates(index);
+        let bound = self.bound(index);
+        let mut candidates = bound.candidates();
         if shard.len() == shard.capacity() {
-            // Before the shard grows: what is full goes.
-            candidates.pass(shard, &[key], now);
+            // Before the shard grows: what is full goes. There is room, so nobody is to be evicted soon.
+            sift(shard, bound.capacity, &[key], now);
+            *candidates = Candidates::default();
         }
         let slot = Slot { bucket, beside: beside.unwrap_or_default() };
         shard.insert_entry(hash(key), (key, SharedValue::new(slot)), |(key, _)| hash(*key));
@@ -345,8 +371,9 @@ impl<X: Default> LocalStore<X> {
 
     /// A bucket of a shard that is at its cap has a whole token from `token_at` on: it may be one to evict by then.
     fn note_rewritten(&self, index: usize, shard: &Shard<'_, X>, token_at: Micros) {
-        if shard.len() >= self.shard_capacity {
-            let mut candidates = self.candidates(index);
+        let bound = self.bound(index);
+        if shard.len() >= bound.capacity {
+            let mut candidates = bound.candidates();
             candidates.next_pass = candidates.next_pass.min(token_at);
         }
     }
@@ -360,12 +387,12 @@ impl<X: Default> LocalStore<X> {
         spared: &[BucketKey],
         now: Micros,
     ) -> bool {
-        if wanted > self.shard_capacity {
+        let bound = self.bound(index);
+        if wanted > bound.capacity {
             return false;
         }
-        while shard.len() + wanted > self.shard_capacity {
-            let mut candidates = self.candidates(index);
-            match candidates.evict(shard, spared, now) {
+        while shard.len() + wanted > bound.capacity {
+            match bound.candidates().evict(shard, bound.capacity, spared, now) {
                 Evicted::Full => {}
                 Evicted::InUse => _ = self.evicted.fetch_add(1, Ordering::Relaxed),
                 Evicted::None => return false,
@@ -378,7 +405,7 @@ impl<X: Default> LocalStore<X> {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
         if !self.warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                capacity = self.shard_capacity * self.candidates.len(),
+                capacity = self.capacity(),
                 "no room for new buckets: all that are held belong to callers who are being limited. New callers of a \
                  rule share one bucket until there is room; to have more, raise --max-buckets"
             );
@@ -388,17 +415,16 @@ impl<X: Default> LocalStore<X> {
     /// The shard that a bucket is in, or would be.
     #[must_use]
     pub fn shard_of(&self, key: BucketKey) -> usize {
-        self.buckets.determine_shard(hash_usize(key))
+        shard_of(part_of(key), self.bounds.len())
     }
 
     fn lock(&self, index: usize) -> Option<Shard<'_, X>> {
         self.buckets.shards().get(index).map(|shard| shard.write())
     }
 
-    fn candidates(&self, index: usize) -> impl std::ops::DerefMut<Target = Candidates> + '_ {
+    fn bound(&self, index: usize) -> &Bound {
         #[allow(clippy::indexing_slicing, reason = "one for each shard, made together with them")]
-        let candidates = &self.candidates[index];
-        candidates.lock().unwrap_or_else(PoisonError::into_inner)
+        &self.bounds[index]
     }
 }
 
@@ -414,14 +440,20 @@ enum Evicted {
 
 impl Candidates {
     /// Evicts the bucket that is soonest full and has a whole token, but none of `spared`.
-    fn evict<X>(&mut self, shard: &mut Shard<'_, X>, spared: &[BucketKey], now: Micros) -> Evicted {
+    fn evict<X>(
+        &mut self,
+        shard: &mut Shard<'_, X>,
+        capacity: usize,
+        spared: &[BucketKey],
+        now: Micros,
+    ) -> Evicted {
         loop {
             let Some(Reverse((expected, key))) = self.soonest.pop() else {
                 if now < self.next_pass {
                     return Evicted::None;
                 }
                 let before = shard.len();
-                self.pass(shard, spared, now);
+                self.pass(shard, capacity, spared, now);
                 if shard.len() < before {
                     return Evicted::Full;
                 }
@@ -447,41 +479,55 @@ impl Candidates {
 
     /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full. Those that
     /// are `spared` are neither forgotten nor listed.
-    fn pass<X>(&mut self, shard: &mut Shard<'_, X>, spared: &[BucketKey], now: Micros) {
-        let table = mem::take(&mut **shard);
-        let mut next_pass = Micros::MAX;
-        let mut evictable: Vec<(Micros, BucketKey)> = Vec::new();
-        let mut kept: Vec<(BucketKey, SharedValue<Slot<X>>)> = Vec::with_capacity(table.len());
-        for (key, slot) in table {
-            let Slot { bucket, .. } = slot.get();
-            let (full_at, token_at) = (bucket.full_at(), bucket.token_at());
-            if spared.contains(&key) {
-                next_pass = 0;
-            } else if full_at <= now {
-                continue;
-            } else if token_at <= now {
-                evictable.push((full_at, key));
-            } else {
-                next_pass = next_pass.min(token_at);
-            }
-            kept.push((key, slot));
-        }
-        // Room for a quarter more, so that the next pass is paid for by as many insertions.
-        shard.reserve(kept.len() + kept.len() / 4 + 8, |(key, _)| hash(*key));
-        for entry in kept {
-            shard.insert_entry(hash(entry.0), entry, |(key, _)| hash(*key));
-        }
-
+    fn pass<X>(&mut self, shard: &mut Shard<'_, X>, capacity: usize, spared: &[BucketKey], now: Micros) {
+        let Sifted { mut evictable, next } = sift(shard, capacity, spared, now);
         let listed = evictable.len().div_ceil(8).max(LISTED).min(evictable.len());
         if let Some(last) = listed.checked_sub(1) {
             evictable.select_nth_unstable(last);
             evictable.truncate(listed);
         }
+        evictable.shrink_to_fit();
         self.until = evictable.iter().map(|(full_at, _)| *full_at).max().unwrap_or(0);
         self.soonest = evictable.into_iter().map(Reverse).collect();
         let nothing_to_evict = self.soonest.is_empty() && !shard.is_empty();
-        self.next_pass = if nothing_to_evict { next_pass.max(now.saturating_add(PAUSE)) } else { 0 };
+        self.next_pass = if nothing_to_evict { next.max(now.saturating_add(PAUSE)) } else { 0 };
     }
+}
+
+/// What is left of a shard.
+struct Sifted {
+    /// When each bucket is full that has a whole token.
+    evictable: Vec<(Micros, BucketKey)>,
+    /// When the next of the others has one.
+    next: Micros,
+}
+
+/// Forgets what is full. Those that are `spared` are neither forgotten nor said to be evictable.
+fn sift<X>(shard: &mut Shard<'_, X>, capacity: usize, spared: &[BucketKey], now: Micros) -> Sifted {
+    let table = mem::take(&mut **shard);
+    let (mut evictable, mut next) = (Vec::new(), Micros::MAX);
+    let mut kept: Vec<(BucketKey, SharedValue<Slot<X>>)> = Vec::with_capacity(table.len());
+    for (key, slot) in table {
+        let Slot { bucket, .. } = slot.get();
+        let (full_at, token_at) = (bucket.full_at(), bucket.token_at());
+        if spared.contains(&key) {
+            next = 0;
+        } else if full_at <= now {
+            continue;
+        } else if token_at <= now {
+            evictable.push((full_at, key));
+        } else {
+            next = next.min(token_at);
+        }
+        kept.push((key, slot));
+    }
+    // Room for a quarter more, so that the next time is paid for by as many insertions; but for no more than there may be.
+    let quarter = (kept.len() / 4 + 8).min(capacity.saturating_sub(kept.len())).max(1);
+    shard.reserve(kept.len() + quarter, |(key, _)| hash(*key));
+    for entry in kept {
+        shard.insert_entry(hash(entry.0), entry, |(key, _)| hash(*key));
+    }
+    Sifted { evictable, next }
 }
 
 fn find<X>(shard: &mut Table<X>, key: BucketKey) -> Option<&mut Slot<X>> {
@@ -506,9 +552,39 @@ fn hash(key: BucketKey) -> u64 {
     key.0 as u64
 }
 
-#[allow(clippy::cast_possible_truncation, reason = "as many bits as the map has use for")]
-fn hash_usize(key: BucketKey) -> usize {
-    key.0 as usize
+/// Keys are dealt out to shards by the first of their bits, which a table has no use for: so many.
+const PART_BITS: u32 = 30;
+
+/// The first bits of a key.
+#[allow(clippy::cast_possible_truncation, reason = "as many bits as are left")]
+fn part_of(key: BucketKey) -> u64 {
+    (key.0 >> (u128::BITS - PART_BITS)) as u64
+}
+
+/// The shard of a key that begins with these bits. With u for them as a fraction of 1, it is u(4 - u)/3 of all shards: that
+/// rises twice as fast at 0 as it does at 1, so the first shard has half as many keys as the last.
+#[allow(clippy::cast_possible_truncation, reason = "less than there are shards")]
+fn shard_of(part: u64, shards: usize) -> usize {
+    const ONE: u64 = 1 << PART_BITS;
+    // Of u(4 - u), as many bits as leave room for the number of shards.
+    let risen = (part * (4 * ONE - part)) >> PART_BITS;
+    (risen * shards as u64 / (3 * ONE)) as usize
+}
+
+/// What of `all` is for one shard, rounded up.
+#[allow(clippy::cast_possible_truncation, reason = "no more than all")]
+fn slice_of(all: usize, shard: usize, shards: usize) -> usize {
+    // The first part that is not for an earlier shard.
+    let first = |shard: usize| {
+        let (mut low, mut high) = (0, 1_u64 << PART_BITS);
+        while low < high {
+            let middle = u64::midpoint(low, high);
+            if shard_of(middle, shards) < shard { low = middle + 1 } else { high = middle }
+        }
+        low
+    };
+    let parts = first(shard + 1) - first(shard);
+    (all as u128 * u128::from(parts)).div_ceil(1 << PART_BITS) as usize
 }
 
 #[cfg(test)]
