@@ -38,19 +38,19 @@
 //! assert_eq!(bucket.take(&limit, Hits::Take(1), now + 1_000_000), Outcome::Fits);
 //! ```
 
-use std::num::NonZeroU64;
-
 use crate::clock::Micros;
 
 mod calendar;
 mod limit;
 mod record;
 mod share;
+mod tokens;
 mod windows;
 
 pub use limit::{Algorithm, Calendar, Limit, MAX_DEBT};
 pub use share::Corrections;
 
+use tokens::{Packed, Tokens};
 use windows::Windows;
 
 /// The last moment that is told as one: 2⁵³ µs, in the year 2255. What lies beyond is told as this.
@@ -131,35 +131,35 @@ pub enum Retry {
     Never,
 }
 
-/// What is kept of one bucket: 32 bytes, and of windows a box.
+/// What is kept of one bucket: 24 bytes, and of windows or a debt a box.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bucket(State);
 
 #[derive(Clone, Debug, PartialEq)]
 enum State {
+    Tokens(Packed),
+    Rare(Box<Rare>),
+}
+
+/// What takes more room, and seldom is.
+#[derive(Clone, Debug, PartialEq)]
+enum Rare {
+    Windows(Windows),
+    /// A token bucket that owes more than it holds.
+    Debt(Tokens),
+}
+
+/// A bucket as it is read.
+enum Kind<'b> {
     Tokens(Tokens),
-    Windows(Box<Windows>),
+    Windows(&'b Windows),
 }
 
-const _: () = assert!(size_of::<Bucket>() == 32, "ten million of them are kept in memory");
-
-/// A token bucket.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Tokens {
-    /// Tokens in use at `at`.
-    used: f64,
-    /// The moment that `used` was true at. Never 0, by which the two kinds of state are told apart without more room.
-    at: NonZeroU64,
-    /// Tokens per microsecond that flowed back when this was written.
-    rate: f64,
-    /// Tokens that a full bucket held when this was written; infinite when nobody knows, who then owes nothing either.
-    burst: f64,
-}
+const _: () = assert!(size_of::<Bucket>() == 24, "ten million of them are kept in memory");
 
 impl Bucket {
     /// A bucket that nobody has taken from; equal to one that is not there.
-    pub const FULL: Self =
-        Self(State::Tokens(Tokens { used: 0.0, at: NonZeroU64::MIN, rate: 0.0, burst: f64::INFINITY }));
+    pub const FULL: Self = Self(State::Tokens(Packed::FULL));
 
     /// A bucket of `limit` with `used` tokens in use at `at`.
     #[must_use]
@@ -210,9 +210,9 @@ impl Bucket {
             return Outcome::Over(Retry::Never);
         }
         let fits = |used: f64| used + need <= limit.burst() || used == 0.0;
-        let fits = match &self.0 {
-            State::Windows(windows) => windows.first_moment(now, fits),
-            State::Tokens(_) => {
+        let fits = match self.kind() {
+            Kind::Windows(windows) => windows.first_moment(now, fits),
+            Kind::Tokens(_) => {
                 let missing = self.used_at(limit, now) - (limit.burst() - need).max(0.0);
                 let estimate = now.saturating_add(micros(missing / limit.rate()));
                 first_moment(now, estimate, |then| fits(self.used_at(limit, then)))
@@ -270,11 +270,11 @@ impl Bucket {
     /// Writes down what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank, or
     /// another algorithm.
     pub fn settle(&mut self, limit: &Limit, now: Micros) {
-        let stale = match (&self.0, limit.algorithm()) {
-            (State::Tokens(state), Algorithm::TokenBucket) => {
-                now < state.at.get() || state.rate != limit.rate() || state.used > state.most(limit)
+        let stale = match (self.kind(), limit.algorithm()) {
+            (Kind::Tokens(state), Algorithm::TokenBucket) => {
+                now < state.at || state.rate != limit.rate() || state.used > state.most(limit)
             }
-            (State::Windows(windows), Algorithm::FixedWindow(_) | Algorithm::SlidingWindow) => {
+            (Kind::Windows(windows), Algorithm::FixedWindow(_) | Algorithm::SlidingWindow) => {
                 now < windows.start || windows.is_foreign_to(limit, now)
             }
             _ => true,
@@ -303,11 +303,11 @@ impl Bucket {
         if used == 0.0 {
             return 0;
         }
-        match &self.0 {
-            State::Windows(windows) if now >= windows.start && !windows.is_foreign_to(limit, now) => {
+        match self.kind() {
+            Kind::Windows(windows) if now >= windows.start && !windows.is_foreign_to(limit, now) => {
                 return windows.empty_at().saturating_sub(now);
             }
-            State::Tokens(_) if limit.algorithm() == Algorithm::TokenBucket => {}
+            Kind::Tokens(_) if limit.algorithm() == Algorithm::TokenBucket => {}
             _ => {
                 let mut settled = self.clone();
                 settled.add(limit, used, 0.0, now);
@@ -321,42 +321,71 @@ impl Bucket {
     /// About when the bucket is full, by what it was written under. A full bucket may be forgotten.
     #[must_use]
     pub fn full_at(&self) -> Micros {
-        match &self.0 {
-            State::Windows(windows) => windows.empty_at(),
-            State::Tokens(state) => state.drained_by(state.used),
+        match self.kind() {
+            Kind::Windows(windows) => windows.empty_at(),
+            Kind::Tokens(state) => state.drained_by(state.used),
         }
     }
 
-    /// About when the bucket has a whole token left, by what it was written under.
+    /// About when the bucket has a whole token left, by what it was written under; not before it has.
     #[must_use]
     pub fn token_at(&self) -> Micros {
         match &self.0 {
-            State::Windows(windows) => windows.falls_to(windows.burst - 1.0),
-            State::Tokens(state) => state.drained_by(state.used + 1.0 - state.burst),
+            State::Tokens(packed) => packed.unpacked().drained_by(packed.missing()),
+            State::Rare(rare) => match &**rare {
+                Rare::Windows(windows) => windows.falls_to(windows.burst - 1.0),
+                Rare::Debt(state) => state.drained_by(state.missing()),
+            },
         }
     }
 
     /// Notes how much the bucket holds under `limit`, for [`Bucket::token_at`].
     pub fn seen_under(&mut self, limit: &Limit) {
         match &mut self.0 {
-            State::Windows(windows) => windows.burst = limit.burst(),
-            // What is above the burst is a debt under the burst that it was made under, and is none under another one.
-            State::Tokens(state) if state.used <= limit.burst() => state.burst = limit.burst(),
-            State::Tokens(_) => {}
+            State::Tokens(packed) => {
+                let state = packed.unpacked();
+                if state.used <= limit.burst() {
+                    *packed = Packed::new(Tokens { burst: limit.burst(), ..state });
+                }
+            }
+            State::Rare(rare) => match &mut **rare {
+                Rare::Windows(windows) => windows.burst = limit.burst(),
+                // What is above the burst is a debt under the burst that it was made under, and is none under another one.
+                Rare::Debt(state) if state.used <= limit.burst() => {
+                    let state = Tokens { burst: limit.burst(), ..*state };
+                    *self = state.into();
+                }
+                Rare::Debt(_) => {}
+            },
+        }
+    }
+
+    /// What it is.
+    #[inline]
+    fn kind(&self) -> Kind<'_> {
+        match &self.0 {
+            State::Tokens(packed) => Kind::Tokens(packed.unpacked()),
+            State::Rare(rare) => match &**rare {
+                Rare::Windows(windows) => Kind::Windows(windows),
+                Rare::Debt(state) => Kind::Tokens(*state),
+            },
         }
     }
 
     /// Tokens in use at `now` under `limit`.
     #[inline]
     fn used_at(&self, limit: &Limit, now: Micros) -> f64 {
-        match (&self.0, limit.algorithm()) {
-            (State::Tokens(state), Algorithm::TokenBucket) => state.used_at(limit, now),
-            (State::Tokens(state), _) => {
-                let at = state.at.get();
-                if now <= at { state.used } else { (state.used - state.rate * tokens(now - at)).max(0.0) }
+        match (self.kind(), limit.algorithm()) {
+            (Kind::Tokens(state), Algorithm::TokenBucket) => state.used_at(limit, now),
+            (Kind::Tokens(Tokens { used, at, rate, .. }), _) => {
+                if now <= at {
+                    used
+                } else {
+                    (used - rate * tokens(now - at)).max(0.0)
+                }
             }
-            (State::Windows(windows), Algorithm::TokenBucket) => windows.used_at(now).min(limit.burst()),
-            (State::Windows(windows), _) => windows.used_at(now),
+            (Kind::Windows(windows), Algorithm::TokenBucket) => windows.used_at(now).min(limit.burst()),
+            (Kind::Windows(windows), _) => windows.used_at(now),
         }
     }
 
@@ -365,47 +394,43 @@ impl Bucket {
         if limit.algorithm() == Algorithm::TokenBucket {
             return None;
         }
-        match &mut self.0 {
-            State::Windows(windows) => windows.turn(limit, now),
-            state @ State::Tokens(_) => *state = State::Windows(Box::new(Windows::begin(limit, used, now))),
+        match self.as_windows() {
+            Some(windows) => windows.turn(limit, now),
+            None => *self = Windows::begin(limit, used, now).into(),
         }
+        self.as_windows()
+    }
+
+    fn as_windows(&mut self) -> Option<&mut Windows> {
         match &mut self.0 {
-            State::Windows(windows) => Some(windows),
+            State::Rare(rare) => match &mut **rare {
+                Rare::Windows(windows) => Some(windows),
+                Rare::Debt(_) => None,
+            },
             State::Tokens(_) => None,
         }
     }
 
     /// Begins a token bucket with so many tokens in use.
     fn write(&mut self, limit: &Limit, used: f64, now: Micros) {
-        let at = NonZeroU64::new(now).unwrap_or(NonZeroU64::MIN);
-        self.0 = State::Tokens(Tokens { used, at, rate: limit.rate(), burst: limit.burst() });
+        *self = Tokens { used, at: now, rate: limit.rate(), burst: limit.burst() }.into();
     }
 }
 
-impl Tokens {
-    /// Tokens in use at `now`: at the old rate until the limit changed, then never above the new burst, at the new rate.
-    ///
-    /// Before `at` nothing drains: the clock has stepped back, and nobody can tell how far.
+impl From<Windows> for Bucket {
+    fn from(windows: Windows) -> Self {
+        Self(State::Rare(Box::new(Rare::Windows(windows))))
+    }
+}
+
+impl From<Tokens> for Bucket {
     #[inline]
-    fn used_at(&self, limit: &Limit, now: Micros) -> f64 {
-        let (at, most) = (self.at.get(), self.most(limit));
-        if now <= at {
-            return self.used.min(most);
+    fn from(state: Tokens) -> Self {
+        if state.is_debt() {
+            Self(State::Rare(Box::new(Rare::Debt(state))))
+        } else {
+            Self(State::Tokens(Packed::new(state)))
         }
-        let change = limit.in_force_since().clamp(at, now);
-        let at_change = (self.used - self.rate * tokens(change - at)).max(0.0).min(most);
-        (at_change - limit.rate() * tokens(now - change)).max(0.0)
-    }
-
-    /// Tokens that may be in use: a debt is owed under the limit that it was made under.
-    #[inline]
-    fn most(&self, limit: &Limit) -> f64 {
-        if self.burst == limit.burst() && self.rate == limit.rate() { limit.most() } else { limit.burst() }
-    }
-
-    /// About when so many tokens have flowed back; 0 if they always had.
-    fn drained_by(&self, tokens: f64) -> Micros {
-        if tokens <= 0.0 { 0 } else { self.at.get().saturating_add(micros(tokens / self.rate)).min(HORIZON) }
     }
 }
 

@@ -10,13 +10,11 @@
 //!
 //! Of a bucket that owes nothing, the burst does not matter to anybody who reads it.
 
-use std::num::NonZeroU64;
-
 use smallvec::SmallVec;
 
 use super::limit::SLIDING_COUNTERS;
 use super::windows::Windows;
-use super::{Bucket, HORIZON, State, Tokens, tokens};
+use super::{Bucket, HORIZON, Kind, Tokens, tokens};
 use crate::clock::Micros;
 
 const TOKENS: u8 = 1;
@@ -31,19 +29,16 @@ impl Bucket {
             let doubles = doubles.iter().flat_map(|double| double.to_le_bytes());
             std::iter::once(kind).chain(doubles).collect()
         };
-        match &self.0 {
-            State::Tokens(Tokens { used, at, rate, burst }) => {
-                let at = tokens(at.get());
-                let in_debt = used > burst;
-                (*used > 0.0).then(|| {
-                    if in_debt {
-                        record(IN_DEBT, &[*used, at, *rate, *burst])
-                    } else {
-                        record(TOKENS, &[*used, at, *rate])
-                    }
-                })
-            }
-            State::Windows(windows) => {
+        match self.kind() {
+            Kind::Tokens(state) => (state.used > 0.0).then(|| {
+                let Tokens { used, at, rate, burst } = state;
+                if state.is_debt() {
+                    record(IN_DEBT, &[used, tokens(at), rate, burst])
+                } else {
+                    record(TOKENS, &[used, tokens(at), rate])
+                }
+            }),
+            Kind::Windows(windows) => {
                 let mut doubles: SmallVec<[f64; 11]> =
                     SmallVec::from_slice(&[tokens(windows.start), tokens(windows.length)]);
                 doubles.extend_from_slice(&windows.counts);
@@ -63,30 +58,21 @@ impl Bucket {
             return None;
         }
         match (*kind, &doubles[..]) {
-            (TOKENS, [used, at, rate]) => {
-                Some(Self(State::Tokens(token_bucket(*used, *at, *rate, f64::INFINITY)?)))
-            }
-            (IN_DEBT, [used, at, rate, burst]) => {
-                Some(Self(State::Tokens(token_bucket(*used, *at, *rate, *burst)?)))
-            }
+            (TOKENS, [used, at, rate]) => token_bucket(*used, *at, *rate, f64::INFINITY),
+            (IN_DEBT, [used, at, rate, burst]) => token_bucket(*used, *at, *rate, *burst),
             (WINDOWS, [start, length, counts @ ..])
                 if *length >= 1.0 && (counts.len() == 1 || counts.len() == SLIDING_COUNTERS) =>
             {
-                Some(Self(State::Windows(Box::new(Windows {
-                    start: moment(*start),
-                    length: moment(*length),
-                    burst: f64::INFINITY,
-                    counts: counts.into(),
-                }))))
+                let (start, length) = (moment(*start), moment(*length));
+                Some(Windows { start, length, burst: f64::INFINITY, counts: counts.into() }.into())
             }
             _ => None,
         }
     }
 }
 
-fn token_bucket(used: f64, at: f64, rate: f64, burst: f64) -> Option<Tokens> {
-    let at = NonZeroU64::new(moment(at)).unwrap_or(NonZeroU64::MIN);
-    (used == 0.0 || rate > 0.0).then_some(Tokens { used, at, rate, burst })
+fn token_bucket(used: f64, at: f64, rate: f64, burst: f64) -> Option<Bucket> {
+    (used == 0.0 || rate > 0.0).then(|| Tokens { used, at: moment(at), rate, burst }.into())
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number up to 2⁵³")]

@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 
 use smallvec::SmallVec;
 
-use super::{Bucket, Hits, Limit, State, Windows};
+use super::{Bucket, Hits, Kind, Limit, Windows};
 use crate::clock::Micros;
 
 /// Hits that together are one correction: one for each counter that it concerns.
@@ -37,9 +37,9 @@ impl Bucket {
     /// Windows belong to the calendar, which is the same by all clocks.
     #[must_use]
     pub fn by_another_clock(self, limit: &Limit, there: Micros, here: Micros) -> Self {
-        match self.0 {
-            State::Tokens(_) => Self::with_used(limit, self.used_at(limit, there), here),
-            State::Windows(_) => self,
+        match self.kind() {
+            Kind::Tokens(_) => Self::with_used(limit, self.used_at(limit, there), here),
+            Kind::Windows(_) => self,
         }
     }
 
@@ -56,9 +56,9 @@ impl Bucket {
 
     /// Adds what was used of this bucket of `limit` at an earlier moment, of which some may have flowed back since.
     pub fn add_since(&mut self, limit: &Limit, tokens: f64, at: Micros, now: Micros) {
-        let when = match &self.0 {
-            State::Tokens(known) => at.max(known.at.get()).min(now),
-            State::Windows(_) => now,
+        let when = match self.kind() {
+            Kind::Tokens(known) => at.max(known.at).min(now),
+            Kind::Windows(_) => now,
         };
         _ = self.take(limit, Hits::Add { tokens, at }, when);
     }
@@ -77,9 +77,10 @@ impl Bucket {
         if bucket.windows(limit, used, now).is_none() {
             return SmallVec::from_elem((used, now), 1);
         }
-        let State::Windows(windows) = bucket.0 else { return SmallVec::new() };
-        let Windows { start, length, counts, .. } = *windows;
-        let starts = std::iter::successors(Some(start), |start| Some(start.saturating_sub(length)));
-        counts.into_iter().zip(starts).collect()
+        let Kind::Windows(Windows { start, length, counts, .. }) = bucket.kind() else {
+            return SmallVec::new();
+        };
+        let starts = std::iter::successors(Some(*start), |start| Some(start.saturating_sub(*length)));
+        counts.iter().copied().zip(starts).collect()
     }
 }

@@ -1,4 +1,4 @@
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use proptest::prelude::*;
 
@@ -400,4 +400,42 @@ fn a_slow_giant_promises_without_a_search_of_millions() {
     let mut bucket = bucket(&limit, u64::from(u32::MAX));
     let Outcome::Over(Retry::In(wait)) = bucket.take(&limit, Hits::Take(1), NOW) else { panic!("admitted") };
     assert!((wait as f64 - YEAR as f64).abs() < MINUTE as f64, "{wait}");
+}
+
+proptest! {
+    /// What is kept of a bucket says when it has a whole token again: not before it has, and next to no later.
+    #[test]
+    fn a_bucket_knows_when_it_has_a_whole_token_again(
+        requests in 1..1_000_000_u32,
+        used in 0.0..1.0,
+        at in NOW..NOW + HOUR,
+    ) {
+        let limit = limit(requests, HOUR);
+        // Half of them within a token of the burst.
+        let used: f64 = if used < 0.5 { 2.0 * used * limit.burst() } else { limit.burst() - 2.0 * (used - 0.5) };
+        let mut bucket = Bucket::FULL;
+        bucket.write(&limit, used.max(0.0), at);
+        let has_one = |then| bucket.remaining(&limit, then) >= 1;
+        let token_at = bucket.token_at();
+        if token_at <= at {
+            prop_assert!(has_one(at), "{bucket:?}");
+        } else {
+            // A rounding, in microseconds.
+            let slack = 2 + micros(1e-3 / limit.rate());
+            prop_assert!(has_one(token_at + 2), "not before: {bucket:?}");
+            prop_assert!(!has_one(token_at.saturating_sub(slack)), "nor much later: {bucket:?}");
+        }
+    }
+}
+
+#[test]
+fn a_debt_says_when_all_of_it_is_paid_and_a_larger_limit_forgives_it() {
+    let limit = limit(10, 10 * SECOND);
+    let mut bucket = Bucket::FULL;
+    assert_eq!(bucket.take(&limit, Hits::Overdraft(15), NOW), Outcome::Fits);
+    assert_eq!(bucket.token_at(), NOW + 6 * SECOND);
+    bucket.seen_under(&limit);
+    assert_eq!((bucket.token_at(), bucket.full_at()), (NOW + 6 * SECOND, NOW + 15 * SECOND));
+    bucket.seen_under(&self::limit(20, 20 * SECOND));
+    assert_eq!((bucket.token_at(), bucket.full_at()), (0, NOW + 15 * SECOND));
 }

@@ -84,11 +84,16 @@ fn name(charge: &Charge) -> Bytes {
     format!("{:x}", charge.bucket.0).into()
 }
 
+/// The n-th bucket, spread as a hash would.
+fn key(n: u128) -> BucketKey {
+    BucketKey(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835))
+}
+
 /// One of sixty a minute, as many of which may come at once.
 fn charge(bucket: u128) -> Charge {
     let limit = Limit::new(NonZeroU32::new(60).unwrap(), NonZeroU64::new(60 * SECOND).unwrap());
     Charge {
-        bucket: BucketKey(bucket),
+        bucket: key(bucket),
         rule: RuleId(0),
         limit,
         hits: Hits::Take(1),
@@ -217,7 +222,7 @@ fn both_admitted_a_late_charge_counts_once() {
     let mut fleet = Fleet::new(1);
     assert!(fleet.ask(0, charge(1)));
     // The store has taken it, and its answer is late.
-    let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
+    let bucket = fleet.store.get_mut(&key(1)).unwrap();
     assert_eq!(bucket.take(&charge(1).limit, Hits::Take(5), NOW), Outcome::Fits);
     assert!(fleet.alone(0, hits(Hits::Take(5))));
     fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count(), NOW);
@@ -229,7 +234,7 @@ fn both_admitted_a_late_charge_counts_once() {
 fn a_late_charge_counts_once_however_much_has_flowed_back_before_that_is_known() {
     let mut fleet = Fleet::new(1);
     let five = hits(Hits::Take(5));
-    fleet.store.insert(BucketKey(1), Bucket::with_used(&five.limit, 5.0, NOW));
+    fleet.store.insert(key(1), Bucket::with_used(&five.limit, 5.0, NOW));
     assert!(fleet.alone(0, five));
     fleet.clock.advance(3 * SECOND);
     fleet.replicas[0].landed(&[five], fleet.count(), NOW);
@@ -247,7 +252,7 @@ fn a_late_charge_counts_in_the_window_that_it_came_in() {
     assert!(fleet.ask(0, five) && fleet.alone(0, five), "what is late is charged here beside");
     // The window turns, and another has used the new one.
     fleet.clock.advance(60 * SECOND);
-    let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
+    let bucket = fleet.store.get_mut(&key(1)).unwrap();
     assert_eq!(bucket.take(&limit, Hits::Take(20), fleet.clock.now()), Outcome::Fits);
     fleet.replicas[0].landed(&[five], fleet.count(), came);
     fleet.sweep(0);
@@ -329,7 +334,7 @@ fn what_the_store_admitted_late_and_was_denied_here_is_given_back() {
     let mut fleet = Fleet::new(2);
     assert_eq!(fleet.admitted_alone(0, charge(1), 100), 30);
     let late = hits(Hits::Take(5));
-    fleet.store.insert(BucketKey(1), Bucket::with_used(&late.limit, 5.0, NOW));
+    fleet.store.insert(key(1), Bucket::with_used(&late.limit, 5.0, NOW));
     assert!(!fleet.alone(0, late));
     fleet.replicas[0].landed(&[late], fleet.count(), NOW);
     fleet.sweep(0);
@@ -341,7 +346,7 @@ fn what_the_store_denied_late_and_was_admitted_here_is_charged_as_debt() {
     let mut fleet = Fleet::new(1);
     assert!(fleet.ask(0, hits(Hits::Take(30))));
     // Another process has taken the rest; this one does not know.
-    fleet.store.insert(BucketKey(1), Bucket::with_used(&charge(1).limit, 60.0, NOW));
+    fleet.store.insert(key(1), Bucket::with_used(&charge(1).limit, 60.0, NOW));
     assert_eq!(fleet.admitted_alone(0, charge(1), 10), 10);
     fleet.sweep(0);
     fleet.clock.advance(10 * SECOND);
@@ -356,7 +361,7 @@ fn a_late_charge_that_has_been_handed_over_already_is_given_back() {
     assert!(fleet.alone(0, hits(Hits::Take(5))));
     assert!(fleet.ask(0, charge(1)));
     // Only now it turns out that the store had taken it before.
-    let bucket = fleet.store.get_mut(&BucketKey(1)).unwrap();
+    let bucket = fleet.store.get_mut(&key(1)).unwrap();
     assert_eq!(bucket.take(&charge(1).limit, Hits::Take(5), NOW), Outcome::Fits);
     assert_eq!(fleet.left(charge(1)), 49);
     fleet.replicas[0].landed(&[hits(Hits::Take(5))], fleet.count(), NOW);

@@ -270,7 +270,8 @@ proptest! {
 }
 
 fn held(store: &LocalStore, which: impl Fn(&Slot<()>) -> bool) -> Vec<(BucketKey, Slot<()>)> {
-    let mut held: Vec<_> = store.buckets.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
+    let mut held: Vec<_> =
+        store.buckets.iter().map(|entry| ((*entry.key()).into(), entry.value().clone())).collect();
     held.retain(|(_, slot)| which(slot));
     held
 }
@@ -349,10 +350,10 @@ fn keys_are_dealt_out_to_unequal_shards_and_each_has_its_share_of_the_cap() {
 
 /// What tables take is the same for each bucket, however many there are: not twice as much just after all have doubled.
 #[test]
-fn a_bucket_takes_less_than_a_hundred_bytes_of_its_table_however_many_there_are() {
+fn a_bucket_takes_no_more_than_twice_its_place_however_many_there_are() {
     let store = store(200_000, &Clock::manual(NOW));
-    let a_slot = size_of::<(BucketKey, SharedValue<Slot<()>>)>();
-    assert_eq!(a_slot, 48);
+    let a_slot = size_of::<(Name, SharedValue<Slot<()>>)>();
+    assert_eq!(a_slot, 40);
     let mut worst = 0.0_f64;
     for n in 0..400_000_u32 {
         let _ = store.decide(&[charge(n, 10, 1)]);
@@ -367,8 +368,8 @@ fn a_bucket_takes_less_than_a_hundred_bytes_of_its_table_however_many_there_are(
             worst = worst.max(bytes as f64 / store.usage().buckets as f64);
         }
     }
-    assert!(worst < 100.0, "{worst} bytes");
-    assert!(worst > 56.0, "{worst} bytes: less than tables can have");
+    assert!(worst < 85.0, "{worst} bytes");
+    assert!(worst > 46.0, "{worst} bytes: less than tables can have");
 }
 
 #[test]
