@@ -26,6 +26,7 @@ mod against {
     pub mod asked;
     pub mod bars;
     pub mod echo;
+    pub mod machine;
     pub mod manual;
     pub mod plot;
     pub mod plots;

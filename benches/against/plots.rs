@@ -6,6 +6,7 @@ use std::path::Path;
 use super::asked::PERCENTILES;
 use super::plot::Plot;
 use super::results::Results;
+use super::sections::MACHINE;
 
 /// Draws what there are results of.
 pub fn draw(results: &Results, place: &Path) {
@@ -50,8 +51,8 @@ fn throughput(results: &Results) -> Option<String> {
 }
 
 fn latency(results: &Results) -> Option<String> {
-    let all =
-        || results.latency.iter().flat_map(|latency| latency.latencies.iter().map(|micros| micros.median));
+    let served = || results.latency.iter().filter(|latency| latency.server != MACHINE);
+    let all = || served().flat_map(|latency| latency.latencies.iter().map(|micros| micros.median));
     let (low, high) = (all().reduce(f64::min)?.log10().floor(), all().reduce(f64::max)?.log10().ceil());
     let place = |index: usize| index as f64 / (PERCENTILES.len() - 1) as f64;
     let power = |power: f64| match power {
@@ -71,9 +72,7 @@ fn latency(results: &Results) -> Option<String> {
             .map(|n| ((f64::from(n) - low) / (high - low), power(f64::from(n))))
             .collect(),
         up_name: "no longer than",
-        lines: results
-            .latency
-            .iter()
+        lines: served()
             .map(|latency| {
                 let points = latency.latencies.iter().enumerate();
                 let points = points

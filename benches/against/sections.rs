@@ -2,6 +2,7 @@
 
 use super::asked::{Ask, PERCENTILES};
 use super::echo::Shape;
+use super::machine;
 use super::process::{Redis, Server};
 use super::results::{Curve, Latency, Row, Script, Spread};
 use super::rounds::{self, Case};
@@ -82,6 +83,9 @@ fn weirs<'a>(
     })
 }
 
+/// What is no server: how long calls would take that are answered whenever a core is there.
+pub const MACHINE: &str = "none: the machine's stalls";
+
 /// How long calls take when there are half as many as the server can do.
 pub fn latency(effort: &Effort) -> Vec<Latency> {
     let redis = Redis::start();
@@ -97,23 +101,23 @@ pub fn latency(effort: &Effort) -> Vec<Latency> {
         closed.of(server).per_second
     });
     let mut all: [Vec<[f64; 6]>; 3] = Default::default();
+    let mut stalls = Vec::new();
     for _ in 0..effort.rounds {
+        stalls.push(machine::stalls(effort.seconds));
         for ((server, highest), all) in servers.iter().zip(highest).zip(&mut all) {
             let ask = Ask { rate: Some((highest / 2.0).round()), seconds: 2.0 * effort.seconds, ..closed };
             all.push(ask.of(&server.1).latencies);
         }
     }
     let percentile = |rounds: &[[f64; 6]], index: usize| Spread::of(rounds.iter().map(|round| round[index]));
-    servers
-        .iter()
-        .zip(highest)
-        .zip(&all)
-        .map(|(((name, _), highest), rounds)| Latency {
-            server: (*name).to_owned(),
-            rate: (highest / 2.0).round(),
-            latencies: (0..PERCENTILES.len()).map(|index| percentile(rounds, index)).collect(),
-        })
-        .collect()
+    let latency = |server: &str, rate: f64, rounds: &[[f64; 6]]| Latency {
+        server: server.to_owned(),
+        rate,
+        latencies: (0..PERCENTILES.len()).map(|index| percentile(rounds, index)).collect(),
+    };
+    let servers = servers.iter().zip(highest).zip(&all);
+    let served = servers.map(|(((name, _), highest), rounds)| latency(name, (highest / 2.0).round(), rounds));
+    std::iter::once(latency(MACHINE, 0.0, &stalls)).chain(served).collect()
 }
 
 /// Bytes of memory for each bucket, when there are many.

@@ -38,7 +38,8 @@ pub fn markdown(results: &Results) -> String {
         _ = writeln!(text, "|---|---|{}", "---|".repeat(PERCENTILES.len()));
         for latency in &results.latency {
             let micros: Vec<String> = latency.latencies.iter().map(|micros| time(*micros)).collect();
-            _ = writeln!(text, "| {} | {:.0} | {} |", latency.server, latency.rate, micros.join(" | "));
+            let rate = if latency.rate > 0.0 { format!("{:.0}", latency.rate) } else { String::new() };
+            _ = writeln!(text, "| {} | {rate} | {} |", latency.server, micros.join(" | "));
         }
         text.push('\n');
     }
