@@ -46,7 +46,8 @@ struct Owing {
 /// Nothing is known of a bucket that only the store's overflow made.
 type Beside = Option<Box<Known>>;
 
-/// What is known of a bucket besides its state.
+/// What is known of a bucket besides its state. All of it is read with each answer of the store, of as many buckets as there
+/// are callers, which no cache holds: so it is small, and what is only there in an outage has a box of its own.
 #[derive(Debug)]
 struct Known {
     /// What it is called in the store.
@@ -60,10 +61,12 @@ struct Known {
     /// If the store has forgotten it, and could not be told.
     forgotten: Option<Owed>,
     /// If it has been decided on here. Then the bucket beside this is this process's share.
-    own: Option<Own>,
+    own: Option<Box<Own>>,
     /// What the store is being told of it, until that has arrived.
     told: Weak<watch::Sender<()>>,
 }
+
+const _: () = assert!(size_of::<Known>() <= 160, "more than that takes a fourth cache line");
 
 impl Known {
     fn new(name: Bytes, limit: Limit, epoch: u64) -> Box<Self> {
@@ -143,7 +146,7 @@ pub(super) struct Handover {
     pub(super) corrections: Corrections,
     /// The epoch that the bucket was of.
     epoch: u64,
-    own: Option<(Bucket, Own)>,
+    own: Option<(Bucket, Box<Own>)>,
     /// Also one that only raises what was forgotten is owed until it has arrived.
     _owed: Option<Owed>,
     /// Ends when this does.
@@ -272,7 +275,7 @@ impl Fallback {
         known.own.get_or_insert_with(|| {
             let whole = bucket.clone();
             *bucket = whole.share(&known.limit, replicas, now);
-            Own { whole, before: None, start: bucket.clone(), replicas, _owed: self.owed(key) }
+            Box::new(Own { whole, before: None, start: bucket.clone(), replicas, _owed: self.owed(key) })
         })
     }
 
