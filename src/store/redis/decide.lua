@@ -49,15 +49,8 @@ end
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
--- Read each bucket once. A key of another type reads as nothing: those that read as nothing must not be there.
-local keys = {}
-for i = 1, buckets do keys[i] = KEYS[i + first] end
-local found = call('MGET', unpack(keys))
-local absent = {}
-for i = 1, buckets do
-  if not found[i] then absent[#absent + 1] = keys[i] end
-end
-local foreign = #absent > 0 and call('EXISTS', unpack(absent)) > 0
+-- Read each bucket once.
+local found = call('MGET', unpack(KEYS, first + 1))
 
 -- A token bucket within its burst is three numbers. What else there is of a bucket is in `more`: of windows their counters,
 -- the newest first, and `length`, while `at` is when the newest began; of a debt the burst that it is above, `owed`.
@@ -226,31 +219,37 @@ local function make_the_rest()
   end
 end
 
+local absent = {}
 for i = 1, buckets do
   local record = found[i]
-  used[i], at[i], rate[i] = 0, 0, 0
-  if record then
-    local kind
-    if #record == 25 then kind, used[i], at[i], rate[i] = unpack_(RECORD, record) end
+  if not record then
+    used[i], at[i], rate[i], found[i] = 0, 0, 0, ''
+    absent[#absent + 1] = KEYS[i + first]
+  else
+    local kind, u, a, r
+    if #record == 25 then kind, u, a, r = unpack_(RECORD, record) end
     -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
     if kind ~= TOKEN_BUCKET then
+      used[i], at[i], rate[i] = 0, 0, 0
       if not read then make_the_rest() end
       if not read(i, record) then bad[i], found[i] = true, 'x' end
-    elseif not (used[i] >= 0 and used[i] < MOST and at[i] >= 0 and at[i] <= MOST)
-      or not (rate[i] >= 0 and rate[i] < MOST) or (used[i] > 0 and rate[i] == 0) then
-      bad[i], found[i] = true, 'x'
+    elseif u >= 0 and u < MOST and a >= 0 and a <= MOST and r >= 0 and r < MOST and (r > 0 or u == 0) then
+      used[i], at[i], rate[i] = u, a, r
+    else
+      used[i], at[i], rate[i], bad[i], found[i] = 0, 0, 0, true, 'x'
     end
-  elseif foreign and call('EXISTS', keys[i]) == 1 then
-    bad[i], found[i] = true, 'x'
-  else
-    found[i] = ''
+  end
+end
+
+-- A key of another type reads as nothing: those that read as nothing must not be there.
+if absent[1] and call('EXISTS', unpack(absent)) > 0 then
+  for i = 1, buckets do
+    if found[i] == '' and call('EXISTS', KEYS[i + first]) == 1 then bad[i], found[i] = true, 'x' end
   end
 end
 
 local function reply(decided)
-  local parts = { pack('<d', now), decided }
-  for i = 1, buckets do parts[i + 2] = found[i] end
-  return parts
+  return { pack('<d', now), decided, unpack(found, 1, buckets) }
 end
 if again then return reply('a' .. again) end
 
@@ -324,6 +323,17 @@ end
 -- Does what the hits say; says whether they fit.
 local function take(b, l, kind, hits, moment)
   local u = used_at(b, l)
+  if kind == 0 and u + hits <= limit_burst[l] then
+    if not limit_rate[l] then
+      add(b, l, u, hits)
+    elseif more[b] then
+      write(b, l, u + hits)
+    else
+      -- What most charges come to.
+      used[b], at[b], rate[b], touched[b] = u + hits, now, limit_rate[l], l
+    end
+    return true
+  end
   if kind >= 2 then
     if not correct then make_the_rest() end
     if kind ~= 4 then
@@ -333,14 +343,7 @@ local function take(b, l, kind, hits, moment)
     add(b, l, u, room_for(l, u, hits))
     return u + 1 <= limit_burst[l]
   end
-  local need = hits
-  if kind == 1 then need = 1 end
-  if u + need <= limit_burst[l] then
-    if kind == 0 then
-      if limit_rate[l] then write(b, l, u + need) else add(b, l, u, need) end
-    end
-    return true
-  end
+  if kind == 1 and u + 1 <= limit_burst[l] then return true end
   settle(b, l)
   return false
 end
@@ -455,9 +458,10 @@ for b in pairs(touched) do
   if record then
     left = ceil(left)
     if left < 1 then left = 1 elseif left > 9007199254740 then left = 9007199254740 end
-    call('SET', keys[b], record, 'PX', string.format('%d', left))
+    -- Written out in full, as every whole number is that so many digits hold.
+    call('SET', KEYS[b + first], record, 'PX', left)
   else
-    call('DEL', keys[b])
+    call('DEL', KEYS[b + first])
   end
 end
 

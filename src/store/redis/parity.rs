@@ -36,7 +36,7 @@ impl Fixture {
 
     /// Keeps records however soon they would be full: the server's own clock goes on while the test's stands still.
     fn without_expiry(mut self) -> Self {
-        let script = self.script.replace("string.format('%d', left)", "'100000000'");
+        let script = self.script.replace("record, 'PX', left)", "record, 'PX', '100000000')");
         assert_ne!(script, self.script);
         self.script = script;
         self
