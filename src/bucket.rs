@@ -17,7 +17,7 @@
 //! the limit changed ([`Limit::since`]); of another algorithm or another window, what the current unit has used by then
 //! is what is used from then on.
 //!
-//! Nothing here reads a clock or locks, and only windows allocate. Moments are microseconds since the epoch, amounts are tokens as
+//! Nothing here reads a clock or locks, and only windows and debts allocate. Moments are microseconds since the epoch, amounts are tokens as
 //! IEEE doubles: Redis's Lua computes in doubles too, and a twin of these expressions must come to the same bits.
 //!
 //! ```
@@ -413,7 +413,12 @@ impl Bucket {
 
     /// Begins a token bucket with so many tokens in use.
     fn write(&mut self, limit: &Limit, used: f64, now: Micros) {
-        *self = Tokens { used, at: now, rate: limit.rate(), burst: limit.burst() }.into();
+        let state = Tokens { used, at: now, rate: limit.rate(), burst: limit.burst() };
+        match &mut self.0 {
+            // A debt that goes on has its box already.
+            State::Rare(rare) if state.is_debt() => **rare = Rare::Debt(state),
+            _ => *self = state.into(),
+        }
     }
 }
 

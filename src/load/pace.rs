@@ -102,7 +102,7 @@ impl Pace {
     /// Lets calls come due, until all have.
     pub(super) async fn run(&self) {
         /// Calls that are due within so short a time are made together: to wake up for each would cost more than the call,
-        /// on a machine whose server wants the processors, too. Their latencies count from when each was due.
+        /// on a machine whose server wants the processors, too. Latencies may count so much too much.
         const LEAST: Duration = Duration::from_micros(200);
 
         let Some(open) = &self.open else { return };

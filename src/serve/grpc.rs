@@ -91,6 +91,9 @@ impl Grpc {
         connections
             .timer(TokioTimer::new())
             .max_concurrent_streams(bounds.max_streams)
+            // A proxy that we have kept waiting gives up all of its calls at once. That is no attack, and must not cost it
+            // the connection, with those that it still waits for.
+            .max_pending_accept_reset_streams(usize::try_from(bounds.max_streams).ok())
             .keep_alive_interval(bounds.keepalive)
             .keep_alive_timeout(bounds.keepalive_timeout);
         let limits = Arc::new(Answerer::new(service, max_message));

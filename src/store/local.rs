@@ -20,12 +20,9 @@
 //! double at once, and a bucket take twice as much for it as before. So they are not: the last has twice the buckets of the
 //! first, those between lie between, and some are about to double at any time while others just have.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::mem;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use dashmap::{DashMap, RwLockWriteGuard, SharedValue};
 use hashbrown::raw::RawTable;
@@ -35,14 +32,14 @@ use crate::bucket::{Bucket, Limit};
 use crate::clock::{Clock, Micros};
 use crate::decision::{BucketKey, Charge, Decision, RuleId, decide, decide_one};
 
+mod candidates;
+mod shards;
+
+use candidates::Evicted;
+use shards::{Bound, shard_of};
+
 /// Buckets that a shard holds at the cap, about: what one pass for candidates may cost.
 const SHARD_SIZE: usize = 1_024;
-
-/// Buckets that a pass lists at least, if there are as many: few that each cost another pass would be dear.
-const LISTED: usize = 128;
-
-/// How long a shard that holds nothing to evict is left in peace at least, in microseconds.
-const PAUSE: Micros = 1_000;
 
 /// Buckets in memory, each with an `X` beside it, which is forgotten together with it.
 #[derive(Debug)]
@@ -95,32 +92,6 @@ impl<X, F: FnMut(usize, &mut Bucket, &mut X, Micros)> Prepare<X> for F {
     }
 }
 
-/// How far a shard may grow.
-#[derive(Debug)]
-struct Bound {
-    /// Buckets that it may hold, overflow buckets not counted.
-    capacity: usize,
-    /// Locked only under the shard's lock.
-    candidates: Mutex<Candidates>,
-}
-
-impl Bound {
-    fn candidates(&self) -> impl std::ops::DerefMut<Target = Candidates> + '_ {
-        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Buckets of one shard that may be evicted, the soonest full first.
-#[derive(Debug, Default)]
-struct Candidates {
-    /// When each was going to be full when it was last looked at.
-    soonest: BinaryHeap<Reverse<(Micros, BucketKey)>>,
-    /// Buckets that are full later than this were left out.
-    until: Micros,
-    /// When another pass makes sense.
-    next_pass: Micros,
-}
-
 /// A key as it is kept: a number of 128 bits would make each place a multiple of its own size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Name([u64; 2]);
@@ -154,8 +125,7 @@ impl<X: Default> LocalStore<X> {
     #[must_use]
     pub fn with_beside(capacity: NonZeroUsize, clock: Clock) -> Self {
         let shards = (capacity.get() / SHARD_SIZE).next_power_of_two().clamp(2, 4_096);
-        let bound =
-            |shard| Bound { capacity: slice_of(capacity.get(), shard, shards), candidates: Mutex::default() };
+        let bound = |shard| Bound::new(capacity.get(), shard, shards);
         Self {
             clock,
             buckets: DashMap::with_shard_amount(shards),
@@ -212,18 +182,21 @@ impl<X: Default> LocalStore<X> {
     }
 
     /// Shows all buckets of a shard, about a thousand; the shard is locked meanwhile. Those that are full are forgotten.
-    pub fn look_through(&self, shard: usize, mut look: impl FnMut(BucketKey, &mut Bucket, &mut X, Micros)) {
-        let Some(mut shard) = self.lock(shard) else { return };
+    pub fn look_through(&self, index: usize, mut look: impl FnMut(BucketKey, &mut Bucket, &mut X, Micros)) {
+        let Some(mut shard) = self.lock(index) else { return };
         let now = self.clock.now();
         let table = mem::take(&mut *shard);
         shard.reserve(table.len(), |(name, _)| hash(*name));
+        let mut overflow = 0;
         for (name, mut slot) in table {
             let Slot { bucket, beside } = slot.get_mut();
             look(name.into(), bucket, beside, now);
             if bucket.full_at() > now {
+                overflow += usize::from(is_overflow(name.into()));
                 shard.insert_entry(hash(name), (name, slot), |(name, _)| hash(*name));
             }
         }
+        self.bound(index).candidates().overflow = overflow;
     }
 
     /// How full the store is. Looks at every shard: for a gauge, not for a call.
@@ -374,24 +347,19 @@ impl<X: Default> LocalStore<X> {
         let bound = self.bound(index);
         let mut candidates = bound.candidates();
         if shard.len() == shard.capacity() {
-            // Before the shard grows: what is full goes. There is room, so nobody is to be evicted soon.
-            sift(shard, bound.capacity, &[key], now);
-            *candidates = Candidates::default();
+            // Before the shard grows: what is full goes.
+            candidates.before_growth(shard, bound.capacity, key, now);
         }
         let slot = Slot { bucket, beside: beside.unwrap_or_default() };
         shard.insert_entry(hash(key), (key.into(), SharedValue::new(slot)), |(name, _)| hash(*name));
-        candidates.next_pass = candidates.next_pass.min(token_at);
-        if !candidates.soonest.is_empty() && full_at < candidates.until {
-            candidates.soonest.push(Reverse((full_at, key)));
-        }
+        candidates.has_come(key, full_at, token_at);
     }
 
     /// A bucket of a shard that is at its cap has a whole token from `token_at` on: it may be one to evict by then.
     fn note_rewritten(&self, index: usize, shard: &Shard<'_, X>, token_at: Micros) {
         let bound = self.bound(index);
         if shard.len() >= bound.capacity {
-            let mut candidates = bound.candidates();
-            candidates.next_pass = candidates.next_pass.min(token_at);
+            bound.candidates().has_token_at(token_at);
         }
     }
 
@@ -409,7 +377,11 @@ impl<X: Default> LocalStore<X> {
             return false;
         }
         while shard.len() + wanted > bound.capacity {
-            match bound.candidates().evict(shard, bound.capacity, spared, now) {
+            let mut candidates = bound.candidates();
+            if shard.len() + wanted <= bound.capacity + candidates.overflow {
+                return true;
+            }
+            match candidates.evict(shard, bound.capacity, spared, now) {
                 Evicted::Full => {}
                 Evicted::InUse => _ = self.evicted.fetch_add(1, Ordering::Relaxed),
                 Evicted::None => return false,
@@ -432,7 +404,7 @@ impl<X: Default> LocalStore<X> {
     /// The shard that a bucket is in, or would be.
     #[must_use]
     pub fn shard_of(&self, key: BucketKey) -> usize {
-        shard_of(part_of(key), self.bounds.len())
+        shard_of(key, self.bounds.len())
     }
 
     fn lock(&self, index: usize) -> Option<Shard<'_, X>> {
@@ -443,109 +415,6 @@ impl<X: Default> LocalStore<X> {
         #[allow(clippy::indexing_slicing, reason = "one for each shard, made together with them")]
         &self.bounds[index]
     }
-}
-
-/// What an eviction found.
-enum Evicted {
-    /// A bucket that was full: nothing is lost.
-    Full,
-    /// The bucket that was soonest full.
-    InUse,
-    /// Nothing that may go.
-    None,
-}
-
-impl Candidates {
-    /// Evicts the bucket that is soonest full and has a whole token, but none of `spared`.
-    fn evict<X>(
-        &mut self,
-        shard: &mut Shard<'_, X>,
-        capacity: usize,
-        spared: &[BucketKey],
-        now: Micros,
-    ) -> Evicted {
-        loop {
-            let Some(Reverse((expected, key))) = self.soonest.pop() else {
-                if now < self.next_pass {
-                    return Evicted::None;
-                }
-                let before = shard.len();
-                self.pass(shard, capacity, spared, now);
-                if shard.len() < before {
-                    return Evicted::Full;
-                }
-                if self.soonest.is_empty() {
-                    return Evicted::None;
-                }
-                continue;
-            };
-            let Some(slot) = find(shard, key) else { continue };
-            let full_at = slot.bucket.full_at();
-            if spared.contains(&key) || full_at > self.until || slot.bucket.token_at() > now {
-                // About to be charged; or charged since, so that it is no longer among the soonest, or being limited.
-                continue;
-            }
-            if full_at > expected {
-                self.soonest.push(Reverse((full_at, key)));
-                continue;
-            }
-            shard.erase_entry(hash(key), |(other, _)| *other == key.into());
-            return if full_at <= now { Evicted::Full } else { Evicted::InUse };
-        }
-    }
-
-    /// Reads through a shard: forgets what is full, and lists the eighth of the rest that is soonest full. Those that
-    /// are `spared` are neither forgotten nor listed.
-    fn pass<X>(&mut self, shard: &mut Shard<'_, X>, capacity: usize, spared: &[BucketKey], now: Micros) {
-        let Sifted { mut evictable, next } = sift(shard, capacity, spared, now);
-        let listed = evictable.len().div_ceil(8).max(LISTED).min(evictable.len());
-        if let Some(last) = listed.checked_sub(1) {
-            evictable.select_nth_unstable(last);
-            evictable.truncate(listed);
-        }
-        evictable.shrink_to_fit();
-        self.until = evictable.iter().map(|(full_at, _)| *full_at).max().unwrap_or(0);
-        self.soonest = evictable.into_iter().map(Reverse).collect();
-        let nothing_to_evict = self.soonest.is_empty() && !shard.is_empty();
-        self.next_pass = if nothing_to_evict { next.max(now.saturating_add(PAUSE)) } else { 0 };
-    }
-}
-
-/// What is left of a shard.
-struct Sifted {
-    /// When each bucket is full that has a whole token.
-    evictable: Vec<(Micros, BucketKey)>,
-    /// When the next of the others has one.
-    next: Micros,
-}
-
-/// Forgets what is full. Those that are `spared` are neither forgotten nor said to be evictable.
-fn sift<X>(shard: &mut Shard<'_, X>, capacity: usize, spared: &[BucketKey], now: Micros) -> Sifted {
-    let table = mem::take(&mut **shard);
-    let (mut evictable, mut next) = (Vec::new(), Micros::MAX);
-    let mut kept: Vec<(Name, SharedValue<Slot<X>>)> = Vec::with_capacity(table.len());
-    for (name, slot) in table {
-        let key = name.into();
-        let Slot { bucket, .. } = slot.get();
-        let (full_at, token_at) = (bucket.full_at(), bucket.token_at());
-        if spared.contains(&key) {
-            next = 0;
-        } else if full_at <= now {
-            continue;
-        } else if token_at <= now {
-            evictable.push((full_at, key));
-        } else {
-            next = next.min(token_at);
-        }
-        kept.push((name, slot));
-    }
-    // Room for a quarter more, so that the next time is paid for by as many insertions; but for no more than there may be.
-    let quarter = (kept.len() / 4 + 8).min(capacity.saturating_sub(kept.len())).max(1);
-    shard.reserve(kept.len() + quarter, |(name, _)| hash(*name));
-    for entry in kept {
-        shard.insert_entry(hash(entry.0), entry, |(name, _)| hash(*name));
-    }
-    Sifted { evictable, next }
 }
 
 fn find<X>(shard: &mut Table<X>, key: BucketKey) -> Option<&mut Slot<X>> {
@@ -569,41 +438,6 @@ fn is_overflow(key: BucketKey) -> bool {
 fn hash(name: impl Into<Name>) -> u64 {
     let Name([_, last]) = name.into();
     last
-}
-
-/// Keys are dealt out to shards by the first of their bits, which a table has no use for: so many.
-const PART_BITS: u32 = 30;
-
-/// The first bits of a key.
-#[allow(clippy::cast_possible_truncation, reason = "as many bits as are left")]
-fn part_of(key: BucketKey) -> u64 {
-    (key.0 >> (u128::BITS - PART_BITS)) as u64
-}
-
-/// The shard of a key that begins with these bits. With u for them as a fraction of 1, it is u(4 - u)/3 of all shards: that
-/// rises twice as fast at 0 as it does at 1, so the first shard has half as many keys as the last.
-#[allow(clippy::cast_possible_truncation, reason = "less than there are shards")]
-fn shard_of(part: u64, shards: usize) -> usize {
-    const ONE: u64 = 1 << PART_BITS;
-    // Of u(4 - u), as many bits as leave room for the number of shards.
-    let risen = (part * (4 * ONE - part)) >> PART_BITS;
-    (risen * shards as u64 / (3 * ONE)) as usize
-}
-
-/// What of `all` is for one shard, rounded up.
-#[allow(clippy::cast_possible_truncation, reason = "no more than all")]
-fn slice_of(all: usize, shard: usize, shards: usize) -> usize {
-    // The first part that is not for an earlier shard.
-    let first = |shard: usize| {
-        let (mut low, mut high) = (0, 1_u64 << PART_BITS);
-        while low < high {
-            let middle = u64::midpoint(low, high);
-            if shard_of(middle, shards) < shard { low = middle + 1 } else { high = middle }
-        }
-        low
-    };
-    let parts = first(shard + 1) - first(shard);
-    (all as u128 * u128::from(parts)).div_ceil(1 << PART_BITS) as usize
 }
 
 #[cfg(test)]

@@ -172,6 +172,34 @@ fn when_all_that_is_held_is_limited_newcomers_share_a_bucket_a_rule() {
 }
 
 #[test]
+fn overflow_buckets_take_nobodys_place_and_are_in_many_shards() {
+    let store = store(10_000, &Clock::manual(NOW));
+    let of_rule = |n: usize, rule: u64| Charge { rule: RuleId(rule), ..charge(n, 1, 1) };
+    for n in 0..20_000 {
+        let _ = store.decide(&[charge(n, 1, 1)]);
+    }
+    // Rules' ids are hashes.
+    let rule = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let newcomer = |n: u64| of_rule(100_000 + usize::try_from(n).unwrap(), rule(n));
+    (0..2_000).for_each(|n| assert!(!denied(&store, newcomer(n)), "the first of each rule"));
+    let shards: std::collections::HashSet<usize> =
+        (0..2_000).map(|n| store.shard_of(overflow_bucket(RuleId(rule(n))))).collect();
+    assert_eq!(shards.len(), store.shards());
+    let usage = store.usage();
+    assert_eq!(usage.overflowed, 2_000 + 20_000 - usage.capacity as u64);
+    assert_eq!(usage.buckets, usage.capacity + 2_000 + 1);
+
+    // Whoever is full again makes room for somebody else, overflow buckets or not.
+    for n in 0..20_000 {
+        let _ = store.decide(&[Charge { hits: Hits::GiveBack(1), ..charge(n, 1, 1) }]);
+    }
+    for n in 0..1_000 {
+        assert!(!denied(&store, of_rule(200_000 + n, rule(0))), "in a bucket of his own");
+    }
+    assert_eq!(store.usage().overflowed, usage.overflowed);
+}
+
+#[test]
 fn a_request_of_several_newcomers_is_decided_as_one_also_without_room() {
     let clock = Clock::manual(NOW);
     let store = store(1_000, &clock);
@@ -360,8 +388,7 @@ fn a_bucket_takes_no_more_than_twice_its_place_however_many_there_are() {
         if n >= 10_000 && n % 10_000 == 0 {
             let slots = |shard: &dashmap::RwLock<Table<()>>| shard.read().buckets();
             let slots: usize = store.buckets.shards().iter().map(|shard| slots(shard)).sum();
-            let listed =
-                |bound: &Bound| bound.candidates().soonest.capacity() * size_of::<(Micros, BucketKey)>();
+            let listed = |bound: &Bound| bound.candidates().bytes();
             let listed: usize = store.bounds.iter().map(listed).sum();
             // A byte more of each place says whether it is taken.
             let bytes = slots * (a_slot + 1) + listed;

@@ -458,7 +458,7 @@ for b in pairs(touched) do
   if record then
     left = ceil(left)
     if left < 1 then left = 1 elseif left > 9007199254740 then left = 9007199254740 end
-    -- Written out in full, as every whole number is that so many digits hold.
+    -- Redis writes a number of Lua's with 17 digits, which is this one in full.
     call('SET', KEYS[b + first], record, 'PX', left)
   else
     call('DEL', KEYS[b + first])

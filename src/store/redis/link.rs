@@ -132,8 +132,9 @@ impl Link {
 
     /// Gives up a connection that a call has found broken.
     pub(super) fn found_broken(&self, live: &Arc<Live>, error: &RedisError) {
+        // First: who finds no connection says why there is none.
+        self.kept.note(class(error));
         if self.kept.give_up(live) {
-            self.kept.note(class(error));
             tracing::warn!(redis = %live.address, %error, "a connection broke");
             self.kept.broken.notify_one();
         }
