@@ -103,7 +103,7 @@ async fn demoted_and_promoted() {
             tell(&replica, &["REPLICAOF", "NO", "ONE"]);
             is_in_step(&drill.redis);
             last();
-            assert!(drill.logged("error=ReadOnly") > 0, "it was a replica");
+            assert!(drill.logged("reason=\"readonly\"") > 0, "it was a replica");
             tell(&drill.redis, &["REPLICAOF", "NO", "ONE"]);
             drop(replica);
         })
@@ -133,7 +133,7 @@ async fn unable_to_save() {
             fs::create_dir(&dump).unwrap();
             save("err");
             last();
-            assert!(drill.logged("\"MISCONF\": ") > 0, "it cannot write");
+            assert!(drill.logged("reason=\"misconf\"") > 0, "it cannot write");
             fs::remove_dir(&dump).unwrap();
             save("ok");
         })
