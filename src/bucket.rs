@@ -17,8 +17,9 @@
 //! the limit changed ([`Limit::since`]); of another algorithm or another window, what the current unit has used by then
 //! is what is used from then on.
 //!
-//! Nothing here reads a clock or locks, and only windows and debts allocate. Moments are microseconds since the epoch, amounts are tokens as
-//! IEEE doubles: Redis's Lua computes in doubles too, and a twin of these expressions must come to the same bits.
+//! Nothing here reads a clock or locks, and only windows and debts allocate. Moments are microseconds since the epoch, amounts
+//! are tokens as IEEE doubles: Redis's Lua computes in doubles too, and a twin of these expressions must come to the same
+//! bits.
 //!
 //! ```
 //! use std::num::{NonZeroU32, NonZeroU64};

@@ -3,8 +3,9 @@
 //! A script decides whole batches of requests atomically (`decide.lua`), so that no two callers can both take the last
 //! token, and a denied request takes none. Calls share round trips ([`queue`]), those of each thread among themselves
 //! ([`desk`]). To each server ([`node`]) two connections are kept open, or one for each thread ([`link`]): a batch whose
-//! connection breaks goes again over another at once, under the same number, and is not applied twice. In a Cluster ([`cluster`]) there is such a node for each server that has slots, and a batch is a
-//! script run for each slot, since a script may only touch one; they go to a server in one message.
+//! connection breaks goes again over another at once, under the same number, and is not applied twice. In a Cluster
+//! ([`cluster`]) there is such a node for each server that has slots, and a batch is a script run for each slot, since a
+//! script may only touch one; they go to a server in one message.
 //!
 //! There may be other stores beside the first, each with a name and servers of its own; what a bucket is called says which of
 //! them it is in.

@@ -323,17 +323,6 @@ end
 -- Does what the hits say; says whether they fit.
 local function take(b, l, kind, hits, moment)
   local u = used_at(b, l)
-  if kind == 0 and u + hits <= limit_burst[l] then
-    if not limit_rate[l] then
-      add(b, l, u, hits)
-    elseif more[b] then
-      write(b, l, u + hits)
-    else
-      -- What most charges come to.
-      used[b], at[b], rate[b], touched[b] = u + hits, now, limit_rate[l], l
-    end
-    return true
-  end
   if kind >= 2 then
     if not correct then make_the_rest() end
     if kind ~= 4 then
@@ -343,7 +332,14 @@ local function take(b, l, kind, hits, moment)
     add(b, l, u, room_for(l, u, hits))
     return u + 1 <= limit_burst[l]
   end
-  if kind == 1 and u + 1 <= limit_burst[l] then return true end
+  local need = hits
+  if kind == 1 then need = 1 end
+  if u + need <= limit_burst[l] then
+    if kind == 0 then
+      if limit_rate[l] then write(b, l, u + need) else add(b, l, u, need) end
+    end
+    return true
+  end
   settle(b, l)
   return false
 end

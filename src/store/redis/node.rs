@@ -391,12 +391,13 @@ impl Node {
     ///
     /// What a node of a Cluster has no more is followed to where it is; `hops` counts how often that was done before.
     ///
-    /// Says how this server failed, if it did.
+    /// Says how this server failed, if it did; `met` is told at once why a connection was of no use.
     async fn exchange(
         self: &Arc<Self>,
         lane: &Lane,
         groups: SmallVec<[Group; 1]>,
         hops: usize,
+        met: &OnceLock<Class>,
     ) -> Result<(), Class> {
         let mut health = Ok(());
         let cluster = self.cluster();
@@ -473,6 +474,7 @@ impl Node {
                     open.push(group);
                 } else if class(&error).condemns() {
                     link.found_broken(&live, &error);
+                    _ = met.set(class(&error));
                     condemned = Some(StoreError::from(&error));
                     open.push(group);
                 } else {
@@ -495,11 +497,12 @@ impl Node {
 
     /// The same, and tells the breaker how it went.
     async fn exchange_in_time(self: &Arc<Self>, lane: &Lane, groups: SmallVec<[Group; 1]>, hops: usize) {
-        let exchange = self.exchange(lane, groups, hops);
-        // What is late because there is no connection any more is told by why there is none.
+        let met = OnceLock::new();
+        let exchange = self.exchange(lane, groups, hops, &met);
+        // What is late because a server was of no use, or because there is no connection any more, is told by why.
         let late = || {
-            let why = if self.is_connected() { Class::Late } else { self.trouble() };
-            self.breaker.failed(why.name());
+            let usual = || if self.is_connected() { Class::Late } else { self.trouble() };
+            self.breaker.failed(met.get().copied().unwrap_or_else(usual).name());
         };
         match patience::wait_for(exchange, self.tuning.timeout, late).await {
             Course::InTime => self.breaker.succeeded(),
