@@ -132,7 +132,7 @@ impl App {
             HttpEndpoint(Some(address)) => Some(listen(address).await?),
             HttpEndpoint(None) => None,
         };
-        let cores = Cores::start(settings.serving.threads())
+        let cores = Cores::start(settings.serving.threads(redis.is_some()))
             .map_err(|error| Error::Start(format!("cannot start threads: {error}; --threads takes fewer")))?;
         let limiter = Arc::new(match redis {
             Some(redis) => {

@@ -10,9 +10,10 @@ use crate::serve::grpc::Bounds;
 /// How connections are kept, and how the process ends.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serving {
-    /// Threads that gRPC connections are served on; as many as there are cores, if not said
+    /// Threads that gRPC connections are served on; if not said, one for each core, and with Redis two for each up to four
     ///
-    /// A connection stays on one thread, and goes to the one that has the fewest.
+    /// A connection stays on one thread, and goes to the one that has the fewest. Calls of a thread go to Redis together:
+    /// where cores are few, one of its threads works while another waits.
     #[arg(long, env = "WEIR_THREADS", value_name = "COUNT", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
 
@@ -71,10 +72,21 @@ pub struct Serving {
 /// More threads than any machine has cores for.
 const MAX_THREADS: usize = 1024;
 
+/// Threads up to which there are two for each core with Redis. A thread's calls go to Redis together, and with one thread a
+/// core a machine of few cores waits: all threads for a Redis that decides their batches at once, then Redis for all of
+/// them. With more than one, a thread has work while another's batch is under way. On more cores, other threads are.
+const THREADS_ON_FEW_CORES: usize = 4;
+
 /// A number of threads.
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MAX_THREADS);
     count.ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
+}
+
+/// So many threads on so many cores, when they wait for Redis.
+fn threads_that_wait(cores: NonZeroUsize) -> NonZeroUsize {
+    let two_each = NonZeroUsize::new(cores.get().saturating_mul(2).min(THREADS_ON_FEW_CORES));
+    two_each.map_or(cores, |two_each| two_each.max(cores))
 }
 
 /// A duration that is not nothing.
@@ -84,11 +96,14 @@ fn some_time(text: &str) -> Result<Duration, String> {
 }
 
 impl Serving {
-    /// Threads that connections are served on: as many as are set, or as the system says that this process may keep busy.
+    /// Threads that connections are served on: as many as are set, or as suit the cores that the system says this process
+    /// may keep busy.
     #[must_use]
-    pub fn threads(&self) -> NonZeroUsize {
-        let of_system = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        self.threads.unwrap_or_else(of_system)
+    pub fn threads(&self, asks_redis: bool) -> NonZeroUsize {
+        self.threads.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+            if asks_redis { threads_that_wait(cores) } else { cores }
+        })
     }
 
     /// What is odd about them, in a line.
@@ -115,5 +130,16 @@ impl Serving {
             keepalive: unless_zero(self.keepalive),
             keepalive_timeout: self.keepalive_timeout,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_cores_have_two_threads_each_for_redis_and_many_have_one() {
+        let threads = |cores| threads_that_wait(NonZeroUsize::new(cores).unwrap()).get();
+        assert_eq!([1, 2, 3, 4, 5, 64].map(threads), [2, 4, 4, 4, 5, 64]);
     }
 }

@@ -29,6 +29,12 @@ impl Threads {
     pub(super) fn lanes(&self, tuning: &Tuning) -> usize {
         tuning.batches.next_multiple_of(self.desks())
     }
+
+    /// Distinct buckets of a batch: where these threads have more batches under way than are set, smaller ones, so that no
+    /// more buckets are before Redis at a time.
+    fn batch_buckets(&self, tuning: &Tuning) -> usize {
+        (tuning.batch_buckets.saturating_mul(tuning.batches) / self.lanes(tuning).max(1)).max(1)
+    }
 }
 
 impl FromIterator<Handle> for Threads {
@@ -63,11 +69,13 @@ impl Desks {
             let lane = |place: usize| {
                 let number = number + place * count;
                 // Its thread's own connection; where there is but one desk, each of its lanes has one.
-                Lane { note: note(number), number: 0, link: if count > 1 { number % count } else { place } }
+                let link = if count > 1 { number % count } else { place };
+                Lane { note: note(number), number: 0, link, taken: None }
             };
             let lanes = (0..tuning.batches.div_ceil(count)).map(lane).collect();
             let most = tuning.queue.div_ceil(count);
-            let queue = Queue::new(lanes, most, tuning.batch_buckets, tuning.batch_charges);
+            let queue =
+                Queue::new(lanes, most, threads.batch_buckets(tuning), tuning.batch_charges, tuning.timeout);
             Arc::new(Desk { queue, runtime: runtime.clone() })
         };
         let Some(first) = threads.0.first() else {
@@ -121,7 +129,9 @@ mod tests {
     /// The lanes of a desk, as they are handed out: the number in their note, and their connection.
     fn lanes(desk: &Desk) -> Vec<(String, usize)> {
         let deadline = clock::instant() + Duration::from_secs(1);
-        let push = || desk.queue.push(Part::ONLY, super::super::queue::Charges::new(), deadline).unwrap();
+        let now = clock::instant();
+        let push =
+            || desk.queue.push(Part::ONLY, super::super::queue::Charges::new(), deadline, now).unwrap();
         let lanes = std::iter::from_fn(|| push().1);
         lanes.map(|lane| (String::from_utf8(lane.note).unwrap(), lane.link)).collect()
     }
@@ -142,6 +152,23 @@ mod tests {
         }
         let six: BTreeSet<String> = (0..6).map(|lane: usize| lane.to_string()).collect();
         assert_eq!(notes, six, "no two lanes are noted under one name");
+    }
+
+    #[test]
+    fn however_many_threads_have_batches_under_way_no_more_buckets_are_before_redis() {
+        let buckets = |threads: usize, batches| {
+            let runtimes = runtimes(threads);
+            let (desks, threads) =
+                desks(&runtimes, &Tuning { batches, batch_buckets: 256, ..Tuning::default() });
+            let all: usize = desks.iter().map(|desk| lanes(desk).len() * desk.queue.max_buckets()).sum();
+            (threads.desks(), all)
+        };
+        assert_eq!(
+            [1, 2, 4, 10].map(|threads| buckets(threads, 2)),
+            [(1, 512), (2, 512), (4, 512), (4, 512)]
+        );
+        assert_eq!(buckets(4, 4), (4, 1024));
+        assert_eq!(buckets(4, 1), (4, 256));
     }
 
     #[test]

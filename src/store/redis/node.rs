@@ -352,11 +352,12 @@ impl Node {
             }
             return Err(error);
         }
-        if deadline <= clock::instant() {
+        let now = clock::instant();
+        if deadline <= now {
             return Err(StoreError::Unsent);
         }
         let desk = self.desks.own();
-        let (answer, lane) = desk.queue.push(part, charges, deadline)?;
+        let (answer, lane) = desk.queue.push(part, charges, deadline, now)?;
         if let Some(lane) = lane {
             desk.runtime.spawn(run(Arc::clone(self), Arc::clone(desk), lane));
         }

@@ -3,6 +3,11 @@
 //! There are no timers in it. A call that finds a free *lane* leaves at once, alone; the calls that come while all lanes
 //! are busy queue, and go together as soon as one is free. So the busier it gets, the more calls share a round trip.
 //!
+//! When more come than fit into a batch, for longer than Redis takes for it, each would wait until its deadline in vain, and
+//! what Redis then decides would be for calls that have gone. So a call that has more than a batch before it is told at once
+//! that too many wait, if by what batches have lately taken it could not be answered in time. Then Redis decides as many as
+//! it can, all of them in time.
+//!
 //! A lane is one batch at a time, until Redis has answered it or its connection is gone, however long its callers wait: a
 //! Redis that stalls is not sent more and more. A lane numbers its batches, and has a note in Redis of the last one that
 //! was applied, by which a batch whose reply was lost is not applied twice. Whoever asks may go away at any moment:
@@ -10,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
@@ -48,6 +54,8 @@ pub(super) struct Lane {
     pub(super) number: u64,
     /// The connection that it takes, if that is there.
     pub(super) link: usize,
+    /// When it took its last batch, if that has not been given up.
+    pub(super) taken: Option<Instant>,
 }
 
 impl Lane {
@@ -58,41 +66,86 @@ impl Lane {
     }
 }
 
+/// How fast batches go.
+#[derive(Debug, Default)]
+struct Pace {
+    /// How long one lately took, from its being taken to the next one's: an average in which the last one is a quarter.
+    round: Duration,
+    /// When the last one was taken.
+    taken: Option<Instant>,
+    /// How many calls were in it, if more waited than fitted.
+    fitted: Option<usize>,
+}
+
+impl Pace {
+    /// A batch took so long.
+    fn took(&mut self, round: Duration) {
+        self.round = (self.round * 3 + round) / 4;
+    }
+
+    /// When a call that comes now, behind so many, is answered if batches go on as they did. Nothing, if it goes with the
+    /// next one.
+    fn answered(&self, waiting: usize, lanes: usize, now: Instant) -> Option<Instant> {
+        let batches = waiting / self.fitted?.max(1);
+        if batches == 0 {
+            return None;
+        }
+        let rounds = u32::try_from(batches / lanes.max(1) + 1).unwrap_or(u32::MAX);
+        let under_way = self.round.saturating_sub(now.saturating_duration_since(self.taken?));
+        now.checked_add(under_way.saturating_add(self.round.saturating_mul(rounds)))
+    }
+}
+
 /// Calls that wait, and lanes that are free.
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     max_waiting: usize,
     max_buckets: usize,
     max_charges: usize,
+    lanes: usize,
+    longest: Duration,
 }
 
 struct Inner {
     waiting: VecDeque<Waiting>,
     free: Vec<Lane>,
+    pace: Pace,
 }
 
 impl Queue {
     /// A queue of at most `max_waiting` calls, for batches of about `max_buckets` distinct buckets and at most
-    /// `max_charges` charges, or of one request.
-    pub(super) fn new(lanes: Vec<Lane>, max_waiting: usize, max_buckets: usize, max_charges: usize) -> Self {
-        let inner = Mutex::new(Inner { waiting: VecDeque::new(), free: lanes });
-        Self { inner, max_waiting, max_buckets, max_charges }
+    /// `max_charges` charges, or of one request. A batch that takes longer than `longest` has failed, and says no more of
+    /// how long others will take.
+    pub(super) fn new(
+        lanes: Vec<Lane>,
+        max_waiting: usize,
+        max_buckets: usize,
+        max_charges: usize,
+        longest: Duration,
+    ) -> Self {
+        let count = lanes.len();
+        let inner = Mutex::new(Inner { waiting: VecDeque::new(), free: lanes, pace: Pace::default() });
+        Self { inner, max_waiting, max_buckets, max_charges, lanes: count, longest }
     }
 
-    /// Queues a call. With it comes the lane that is to run it, if one is free.
+    /// Queues a call that comes `now`. With it comes the lane that is to run it, if one is free.
     ///
     /// # Errors
-    /// When too many wait already.
+    /// When too many wait already: as many as may, or more than can be answered by its deadline.
     pub(super) fn push(
         &self,
         part: Part,
         charges: Charges,
         deadline: Instant,
+        now: Instant,
     ) -> Result<(oneshot::Receiver<Answer>, Option<Lane>), StoreError> {
         let (answer, answered) = oneshot::channel();
         let traced = traces::current();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.waiting.len() >= self.max_waiting {
+        let waiting = inner.waiting.len();
+        let is_in_time =
+            || inner.pace.answered(waiting, self.lanes, now).is_none_or(|answered| answered <= deadline);
+        if waiting >= self.max_waiting || (inner.free.is_empty() && !is_in_time()) {
             return Err(StoreError::Full);
         }
         inner.waiting.push_back(Waiting { part, charges, deadline, answer, traced });
@@ -107,6 +160,9 @@ impl Queue {
         let mut unsent: SmallVec<[Waiting; 4]> = SmallVec::new();
         let (mut buckets, mut charges) = (Distinct::new(), 0);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = lane.as_mut().and_then(|lane| lane.taken.take()) {
+            inner.pace.took(now.saturating_duration_since(before).min(self.longest));
+        }
         while let Some(waiting) = inner.waiting.front() {
             if waiting.deadline > now && !waiting.answer.is_closed() {
                 charges += waiting.charges.len();
@@ -122,6 +178,10 @@ impl Queue {
         }
         if taken.is_empty() {
             inner.free.extend(lane.take());
+        } else {
+            inner.pace.taken = Some(now);
+            inner.pace.fitted = (!inner.waiting.is_empty()).then_some(taken.len());
+            lane.iter_mut().for_each(|lane| lane.taken = Some(now));
         }
         drop(inner);
         for waiting in unsent {
@@ -131,7 +191,8 @@ impl Queue {
     }
 
     /// Puts a lane back whose batch ended without an answer. With calls waiting, it is handed out again at once.
-    pub(super) fn put_back(&self, lane: Lane) -> Option<Lane> {
+    pub(super) fn put_back(&self, mut lane: Lane) -> Option<Lane> {
+        lane.taken = None;
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if inner.waiting.is_empty() {
             inner.free.push(lane);
@@ -143,6 +204,12 @@ impl Queue {
     /// Calls that wait now.
     pub(super) fn waiting(&self) -> usize {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+    }
+
+    /// Distinct buckets of a batch, about.
+    #[cfg(test)]
+    pub(super) fn max_buckets(&self) -> usize {
+        self.max_buckets
     }
 
     /// Calls that may wait.
@@ -207,8 +274,22 @@ mod tests {
             .collect()
     }
 
+    const LONGEST: Duration = Duration::from_millis(10);
+
     fn queue(max_waiting: usize) -> Queue {
-        Queue::new(vec![Lane { note: Vec::new(), number: 0, link: 0 }], max_waiting, 20, 50)
+        Queue::new(
+            vec![Lane { note: Vec::new(), number: 0, link: 0, taken: None }],
+            max_waiting,
+            20,
+            50,
+            LONGEST,
+        )
+    }
+
+    type Pushed = Result<(oneshot::Receiver<Answer>, Option<Lane>), StoreError>;
+
+    fn push(queue: &Queue, buckets: impl IntoIterator<Item = u128>, deadline: Instant) -> Pushed {
+        queue.push(Part::ONLY, charges(buckets), deadline, clock::instant())
     }
 
     fn soon() -> Instant {
@@ -218,28 +299,28 @@ mod tests {
     #[test]
     fn the_first_call_gets_the_lane_and_those_that_come_while_it_is_busy_wait_until_it_comes_back() {
         let queue = queue(10);
-        let (_answer, lane) = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        let (_answer, lane) = push(&queue, [1], soon()).unwrap();
         let mut lane = Some(lane.expect("it is free"));
         assert_eq!(queue.next(&mut lane, clock::instant()).len(), 1);
-        let waiting: Vec<_> = (0..3).map(|_| queue.push(Part::ONLY, charges([1]), soon()).unwrap()).collect();
+        let waiting: Vec<_> = (0..3).map(|_| push(&queue, [1], soon()).unwrap()).collect();
         assert!(waiting.iter().all(|(_, lane)| lane.is_none()));
         assert_eq!(queue.next(&mut lane, clock::instant()).len(), 3);
         assert!(queue.next(&mut lane, clock::instant()).is_empty());
         assert!(lane.is_none(), "it was put back");
-        assert!(queue.push(Part::ONLY, charges([1]), soon()).unwrap().1.is_some());
+        assert!(push(&queue, [1], soon()).unwrap().1.is_some());
     }
 
     #[test]
     fn a_batch_is_bounded_by_buckets_and_by_charges_and_takes_a_request_that_is_larger_alone() {
         let queue = queue(1_000);
         let mut answers = Vec::new();
-        let (answer, lane) = queue.push(Part::ONLY, charges(0..30), soon()).unwrap();
+        let (answer, lane) = push(&queue, 0..30, soon()).unwrap();
         answers.push(answer);
         for bucket in 100..200 {
-            answers.push(queue.push(Part::ONLY, charges([bucket]), soon()).unwrap().0);
+            answers.push(push(&queue, [bucket], soon()).unwrap().0);
         }
         for _ in 0..100 {
-            answers.push(queue.push(Part::ONLY, charges([7]), soon()).unwrap().0);
+            answers.push(push(&queue, [7], soon()).unwrap().0);
         }
         let mut lane = lane;
         let mut sizes = Vec::new();
@@ -260,10 +341,10 @@ mod tests {
     fn calls_that_nobody_waits_for_and_calls_whose_time_is_over_are_not_sent() {
         let queue = queue(10);
         let now = clock::instant();
-        let (gone, lane) = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
+        let (gone, lane) = push(&queue, [1], soon()).unwrap();
         drop(gone);
-        let (mut late, _) = queue.push(Part::ONLY, charges([2]), now).unwrap();
-        let (_answer, _) = queue.push(Part::ONLY, charges([3]), soon()).unwrap();
+        let (mut late, _) = push(&queue, [2], now).unwrap();
+        let (_answer, _) = push(&queue, [3], soon()).unwrap();
         let mut lane = lane;
         let taken = queue.next(&mut lane, now);
         assert_eq!(taken.len(), 1);
@@ -274,8 +355,70 @@ mod tests {
     #[test]
     fn no_more_wait_than_may() {
         let queue = queue(2);
-        let _one = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
-        let _two = queue.push(Part::ONLY, charges([1]), soon()).unwrap();
-        assert_eq!(queue.push(Part::ONLY, charges([1]), soon()).unwrap_err(), StoreError::Full);
+        let _one = push(&queue, [1], soon()).unwrap();
+        let _two = push(&queue, [1], soon()).unwrap();
+        assert_eq!(push(&queue, [1], soon()).unwrap_err(), StoreError::Full);
+    }
+
+    /// A queue before which Redis has been busy: batches of twenty took so long, and a hundred calls wait behind one.
+    fn busy(round: Duration) -> (Queue, Vec<oneshot::Receiver<Answer>>, Option<Lane>, Instant) {
+        let (queue, mut now) = (queue(1_000), clock::instant());
+        let far = now + Duration::from_secs(60);
+        let (answer, mut lane) = push(&queue, [0], far).unwrap();
+        let mut answers = vec![answer];
+        for bucket in 1..500 {
+            answers.push(push(&queue, [bucket], far).unwrap().0);
+        }
+        while queue.waiting() > 100 {
+            assert!(!queue.next(&mut lane, now).is_empty());
+            now += round;
+        }
+        (queue, answers, lane, now)
+    }
+
+    #[test]
+    fn a_call_behind_more_batches_than_redis_decides_by_its_deadline_is_not_queued() {
+        let round = Duration::from_millis(2);
+        let (queue, _answers, mut lane, now) = busy(round);
+        // What is under way is due now. About five batches wait before a call that comes, which goes in the one after them.
+        let push = |deadline| queue.push(Part::ONLY, charges([1_000]), deadline, now);
+        assert_eq!(push(now + round * 4).unwrap_err(), StoreError::Full);
+        let in_time = push(now + round * 7).unwrap();
+        // Each batch that goes makes room.
+        for _ in 0..3 {
+            assert!(!queue.next(&mut lane, now).is_empty());
+        }
+        let soon = push(now + round * 4).unwrap();
+        drop((in_time, soon));
+    }
+
+    #[test]
+    fn what_took_too_long_counts_as_a_deadline_and_is_forgotten_as_batches_are_fast_again() {
+        let (queue, mut answers, mut lane, mut now) = busy(LONGEST * 9);
+        let push = |bucket, deadline, now| queue.push(Part::ONLY, charges([bucket]), deadline, now);
+        // Behind five batches, of which none has failed.
+        assert_eq!(push(1_000, now + LONGEST * 4, now).unwrap_err(), StoreError::Full);
+        answers.push(push(1_000, now + LONGEST * 8, now).unwrap().0);
+        while queue.waiting() > 20 {
+            assert!(!queue.next(&mut lane, now).is_empty());
+        }
+        answers.push(push(1_001, now + LONGEST / 10, now).expect("it goes with the next batch").0);
+
+        let far = now + Duration::from_secs(60);
+        for round in 2_000..2_040 {
+            for call in 0..20 {
+                answers.extend(push(round * 20 + call, far, now).map(|(answer, _)| answer));
+            }
+            now += LONGEST / 100;
+            assert!(!queue.next(&mut lane, now).is_empty());
+        }
+        for call in 0..60 {
+            answers.extend(push(call, far, now).map(|(answer, _)| answer));
+        }
+        assert!(queue.waiting() >= 60, "{}", queue.waiting());
+        assert!(
+            push(1_002, now + LONGEST / 10, now).is_ok(),
+            "four batches take four tenths of a millisecond"
+        );
     }
 }

@@ -85,7 +85,7 @@ async fn a_batch_that_ends_by_an_error_of_ours_gives_its_lane_back_and_those_tha
         node.desks
             .own()
             .queue
-            .push(Part::ONLY, [named].into_iter().collect(), clock::instant() + PATIENCE)
+            .push(Part::ONLY, [named].into_iter().collect(), clock::instant() + PATIENCE, clock::instant())
             .unwrap()
     };
     let (first, lane) = push(1);
