@@ -116,11 +116,16 @@ pub struct RedisTuning {
     pub redis_batches: usize,
 
     /// Distinct buckets of a batch, about: 256 take Redis about a millisecond
+    ///
+    /// Where threads have more batches under way than --redis-batches, theirs are smaller, so that no more buckets are before
+    /// Redis at a time.
     #[arg(long, env = "WEIR_REDIS_BATCH_BUCKETS", value_name = "COUNT", default_value = "256",
           value_parser = |text: &str| count(text, 1..=4_096))]
     pub redis_batch_buckets: usize,
 
     /// Calls that may wait for a batch; more are answered as without Redis
+    ///
+    /// So is at once whatever could not be answered in time behind those that wait.
     #[arg(long, env = "WEIR_REDIS_QUEUE", value_name = "COUNT", default_value = "10000",
           value_parser = |text: &str| count(text, 1..=1_000_000))]
     pub redis_queue: usize,

@@ -10,10 +10,10 @@ use crate::serve::grpc::Bounds;
 /// How connections are kept, and how the process ends.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serving {
-    /// Threads that gRPC connections are served on; if not said, one for each core, and with Redis two for each up to four
+    /// Threads that gRPC connections are served on; if not said, one for each core, and with Redis one more up to four
     ///
     /// A connection stays on one thread, and goes to the one that has the fewest. Calls of a thread go to Redis together:
-    /// where cores are few, one of its threads works while another waits.
+    /// where cores are few, one thread works while others wait.
     #[arg(long, env = "WEIR_THREADS", value_name = "COUNT", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
 
@@ -72,9 +72,9 @@ pub struct Serving {
 /// More threads than any machine has cores for.
 const MAX_THREADS: usize = 1024;
 
-/// Threads up to which there are two for each core with Redis. A thread's calls go to Redis together, and with one thread a
-/// core a machine of few cores waits: all threads for a Redis that decides their batches at once, then Redis for all of
-/// them. With more than one, a thread has work while another's batch is under way. On more cores, other threads are.
+/// Threads up to which there is one more than cores with Redis. A thread's calls go to Redis together, and with one thread
+/// a core a machine of few cores waits: all threads for a Redis that decides their batches at once, then Redis for all of
+/// them. With one more, there is work while their batches are under way. On more cores, there is anyway.
 const THREADS_ON_FEW_CORES: usize = 4;
 
 /// A number of threads.
@@ -85,8 +85,7 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
 
 /// So many threads on so many cores, when they wait for Redis.
 fn threads_that_wait(cores: NonZeroUsize) -> NonZeroUsize {
-    let two_each = NonZeroUsize::new(cores.get().saturating_mul(2).min(THREADS_ON_FEW_CORES));
-    two_each.map_or(cores, |two_each| two_each.max(cores))
+    if cores.get() < THREADS_ON_FEW_CORES { cores.saturating_add(1) } else { cores }
 }
 
 /// A duration that is not nothing.
@@ -138,8 +137,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_cores_have_two_threads_each_for_redis_and_many_have_one() {
+    fn few_cores_have_one_thread_more_for_redis_and_many_have_one_each() {
         let threads = |cores| threads_that_wait(NonZeroUsize::new(cores).unwrap()).get();
-        assert_eq!([1, 2, 3, 4, 5, 64].map(threads), [2, 4, 4, 4, 5, 64]);
+        assert_eq!([1, 2, 3, 4, 5, 64].map(threads), [2, 3, 4, 4, 5, 64]);
     }
 }

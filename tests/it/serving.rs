@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -332,6 +333,8 @@ async fn a_redis_that_hangs_does_not_hold_up_the_end() {
     let (server, _rules) = server(|settings| {
         settings.redis = Some(redis.url().into());
         settings.redis_timeout = Duration::from_secs(5);
+        // Each has a connection.
+        settings.serving.threads = NonZeroUsize::new(2);
         // Nothing but the end itself finds out that it hangs.
         settings.redis_tuning.redis_ping_interval = Duration::from_secs(60);
         settings.failure.heartbeat = Duration::from_secs(60);

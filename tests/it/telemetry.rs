@@ -1,10 +1,13 @@
 //! What weir tells of itself: metrics and traces at a real receiver, text that others can read, logs.
 
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::metrics::v1::metric;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tonic::Request;
+use weir::settings::Settings;
 use weir::telemetry::otlp::{Extras, Sender};
 use weir::telemetry::settings::{Protocol, Sampling, TelemetrySettings};
 
@@ -36,6 +39,13 @@ fn telemetry(collector: &Collector, protocol: Protocol, traces: Sampling) -> Tel
     }
 }
 
+/// Settings by which there are two connections to Redis, one for each thread.
+fn on_two_threads(rules: &Path) -> Settings {
+    let mut settings = settings(rules);
+    settings.serving.threads = NonZeroUsize::new(2);
+    settings
+}
+
 fn traced(flags: &str, key: &str) -> Request<weir::proto::RateLimitRequest> {
     let mut request = Request::new(request("api", &[(key, b"ann")]));
     request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{SPAN}-{flags}").parse().unwrap());
@@ -54,7 +64,7 @@ async fn metrics_reach_a_collector_over_grpc_and_http() {
             Protocol::Http => Collector::http().await,
         };
         let rules = rules(RULES);
-        let server = Server::start(weir::settings::Settings {
+        let server = Server::start(Settings {
             telemetry: telemetry(&collector, protocol, Sampling::Off),
             ..settings(rules.path())
         })
@@ -91,7 +101,7 @@ async fn what_was_counted_last_is_sent_before_the_end() {
     let rules = rules(RULES);
     let mut telemetry = telemetry(&collector, Protocol::Grpc, Sampling::Ratio(1.0));
     telemetry.otlp_interval = Duration::from_secs(3_600);
-    let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+    let server = Server::start(Settings { telemetry, ..settings(rules.path()) }).await;
     let mut client = server.client().await;
     client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
     drop(client);
@@ -110,11 +120,11 @@ async fn a_call_continues_its_callers_trace_and_its_batch_to_redis_is_linked() {
             Protocol::Http => Collector::http().await,
         };
         let (redis, rules) = (RedisServer::start(), rules(RULES));
-        let server = Server::start(weir::settings::Settings {
+        let server = Server::start(Settings {
             redis: Some(redis.url().into()),
             redis_timeout: Duration::from_secs(5),
             telemetry: telemetry(&collector, protocol, Sampling::Parent),
-            ..settings(rules.path())
+            ..on_two_threads(rules.path())
         })
         .await;
         let mut client = server.client().await;
@@ -162,7 +172,7 @@ async fn calls_without_a_callers_word_are_traced_by_lot() {
     for (share, least, most) in [(1.0, 200, 200), (0.5, 60, 140), (0.0, 0, 0)] {
         let collector = Collector::grpc().await;
         let rules = rules(RULES);
-        let server = Server::start(weir::settings::Settings {
+        let server = Server::start(Settings {
             telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Ratio(share)),
             ..settings(rules.path())
         })
@@ -203,7 +213,7 @@ async fn a_collector_that_is_not_there_disturbs_no_call_and_no_end() {
         traces: Sampling::Ratio(1.0),
         ..TelemetrySettings::default()
     };
-    let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+    let server = Server::start(Settings { telemetry, ..settings(rules.path()) }).await;
     let mut client = server.client().await;
     for _ in 0..100 {
         client.should_rate_limit(request("api", &[("user", b"ann")])).await.unwrap();
@@ -225,7 +235,7 @@ async fn a_collector_that_never_answers_holds_up_no_call_and_the_end_for_some_se
             traces: Sampling::Ratio(1.0),
             ..TelemetrySettings::default()
         };
-        let server = Server::start(weir::settings::Settings { telemetry, ..settings(rules.path()) }).await;
+        let server = Server::start(Settings { telemetry, ..settings(rules.path()) }).await;
         let mut client = server.client().await;
         let calls = async {
             for _ in 0..100 {
@@ -243,7 +253,7 @@ async fn a_collector_that_never_answers_holds_up_no_call_and_the_end_for_some_se
 async fn others_read_both_text_formats() {
     let collector = Collector::grpc().await;
     let (redis, rules) = (RedisServer::start(), rules(RULES));
-    let server = Server::start(weir::settings::Settings {
+    let server = Server::start(Settings {
         redis: Some(redis.url().into()),
         telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Ratio(1.0)),
         ..settings(rules.path())
@@ -300,11 +310,11 @@ async fn until(server: &Server, series: &str, is_so: impl Fn(f64) -> bool) {
 async fn what_redis_does_and_what_is_done_without_it_is_told_in_figures() {
     let collector = Collector::grpc().await;
     let (mut redis, rules) = (RedisServer::start(), rules(RULES));
-    let server = Server::start(weir::settings::Settings {
+    let server = Server::start(Settings {
         redis: Some(redis.url().into()),
         redis_timeout: Duration::from_secs(5),
         telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Parent),
-        ..settings(rules.path())
+        ..on_two_threads(rules.path())
     })
     .await;
     let mut client = server.client().await;
@@ -418,7 +428,7 @@ async fn a_collector_behind_tls_is_trusted_by_its_authority_and_shown_a_certific
 async fn where_traces_are_off_no_caller_can_have_a_span_made() {
     let collector = Collector::grpc().await;
     let rules = rules(RULES);
-    let server = Server::start(weir::settings::Settings {
+    let server = Server::start(Settings {
         telemetry: telemetry(&collector, Protocol::Grpc, Sampling::Off),
         ..settings(rules.path())
     })

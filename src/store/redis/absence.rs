@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Connections that break within so long of one another break together.
+const TOGETHER: Duration = Duration::from_millis(25);
+
 /// For how long there has been no connection, and what was tried meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Absence(Mutex<Inner>);
@@ -22,12 +25,25 @@ struct Inner {
     attempt_failed: bool,
     /// When being away counts next. Nobody has missed the server yet if it is not known.
     due: Option<Instant>,
+    /// When it was told last that one broke.
+    broke: Option<Instant>,
 }
 
 impl Absence {
     /// There is a connection.
     pub(super) fn ends(&self) {
-        *self.inner() = Inner { was_there: true, ..Inner::default() };
+        let mut inner = self.inner();
+        *inner = Inner { was_there: true, broke: inner.broke, ..Inner::default() };
+    }
+
+    /// A call has found a connection broken: whether that is news.
+    pub(super) fn broke(&self, now: Instant) -> bool {
+        let mut inner = self.inner();
+        let is_news = inner.broke.is_none_or(|last| now.saturating_duration_since(last) >= TOGETHER);
+        if is_news {
+            inner.broke = Some(now);
+        }
+        is_news
     }
 
     /// An attempt to connect has failed.
@@ -110,5 +126,14 @@ mod tests {
         assert_eq!(counted(&absence, now, 1_000), 0);
         absence.attempt_failed();
         assert_eq!(counted(&absence, now, 1_000), 1);
+    }
+
+    #[test]
+    fn connections_that_break_together_are_told_once_and_those_that_break_again_are_told_again() {
+        let (absence, now) = (Absence::default(), clock::instant());
+        let told = |after: u64| (0..4).filter(|_| absence.broke(now + Duration::from_millis(after))).count();
+        assert_eq!([0, 5, 24].map(told), [1, 0, 0]);
+        absence.ends();
+        assert_eq!([24, 25, 49, 1_000].map(told), [0, 1, 0, 1]);
     }
 }

@@ -135,7 +135,11 @@ impl Link {
         // First: who finds no connection says why there is none.
         self.kept.note(class(error));
         if self.kept.give_up(live) {
-            tracing::warn!(redis = %live.address, %error, "a connection broke");
+            if self.kept.absence.broke(clock::instant()) {
+                tracing::warn!(redis = %live.address, %error, "a connection broke");
+            } else {
+                tracing::debug!(redis = %live.address, %error, "another connection broke");
+            }
             self.kept.broken.notify_one();
         }
     }
