@@ -86,6 +86,10 @@ fn weirs<'a>(
 /// What is no server: how long calls would take that are answered whenever a core is there.
 pub const MACHINE: &str = "none: the machine's stalls";
 
+/// Rounds of latencies for one of anything else: a stall of the machine spoils the percentiles of the whole round that it is
+/// in, so the median is of many short ones.
+const LATENCY_ROUNDS: usize = 3;
+
 /// How long calls take when there are half as many as the server can do.
 pub fn latency(effort: &Effort) -> Vec<Latency> {
     let redis = Redis::start();
@@ -102,10 +106,10 @@ pub fn latency(effort: &Effort) -> Vec<Latency> {
     });
     let mut all: [Vec<[f64; 6]>; 3] = Default::default();
     let mut stalls = Vec::new();
-    for _ in 0..effort.rounds {
+    for _ in 0..LATENCY_ROUNDS * effort.rounds {
         stalls.push(machine::stalls(effort.seconds));
         for ((server, highest), all) in servers.iter().zip(highest).zip(&mut all) {
-            let ask = Ask { rate: Some((highest / 2.0).round()), seconds: 2.0 * effort.seconds, ..closed };
+            let ask = Ask { rate: Some((highest / 2.0).round()), ..closed };
             all.push(ask.of(&server.1).latencies);
         }
     }
