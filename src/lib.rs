@@ -11,8 +11,8 @@
 //! - [`decision`] holds the plain types between the parts, and the rule of all or nothing. Pure.
 //! - [`store`] keeps buckets, in memory or in Redis; [`limiter`] is who decides where a request is decided.
 //! - [`service`] is the only part that knows the protocol of [`proto`], [`clock`] the only one that reads the time.
-//! - [`serve`] holds the listeners and their connections, within bounds. Calls are answered on threads of their own, one for
-//!   each core; each has a runtime, and the connections that it was dealt. All else is on another runtime: what is asked
+//! - [`serve`] holds the listeners and their connections, within bounds. Calls are answered on threads of their own, about one
+//!   for each core; each has a runtime, and the connections that it was dealt. All else is on another runtime: what is asked
 //!   over HTTP, rules that are read, connections to Redis.
 //! - [`http`] answers what is not gRPC: probes, metrics, the rules in force, decisions as JSON.
 //! - [`app`] wires it all from [`settings`], serves and drains; [`cli`] is the command line, [`telemetry`] what weir tells
