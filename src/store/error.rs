@@ -14,7 +14,7 @@ pub enum StoreError {
     /// The deadline passed before the call was sent.
     #[error("Redis was still busy with earlier calls at the deadline")]
     Unsent,
-    /// The queue is full.
+    /// As many calls wait as may, or more than Redis decides by this one's deadline.
     #[error("too many calls are waiting for Redis")]
     Full,
     /// The circuit is open: Redis has failed lately, and is not asked.

@@ -29,9 +29,10 @@ const KEYS: usize = 100;
 
 fn serve(rules: &Path, cluster: &RedisCluster) -> Weir {
     let url = format!("redis+cluster://{}", cluster.hosts());
-    let arguments = ["--grpc", "127.0.0.1:0", "--redis-timeout", "2s", "--redis", &url, "--rules"];
+    let arguments =
+        ["--grpc", "127.0.0.1:0", "--threads", "2", "--redis-timeout", "2s", "--redis", &url, "--rules"];
     let weir = Weir::start_with(arguments.into_iter().map(OsStr::new).chain([rules.as_os_str()]));
-    // Two connections to each of three primaries.
+    // Two connections to each of three primaries: one for each thread.
     weir.await_log("connected", 6);
     weir
 }

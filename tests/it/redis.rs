@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -385,8 +386,18 @@ async fn over_tls_with_certificates_on_both_sides_and_a_user_of_its_own_whose_pa
 
     let url = format!("rediss://limiter@localhost:{tls_port}");
     let serve = |more: &[&str]| {
-        let arguments =
-            ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "2s", "--redis-ca", &ca];
+        let arguments = [
+            "--grpc",
+            "127.0.0.1:0",
+            "--redis",
+            &url,
+            "--redis-timeout",
+            "2s",
+            "--redis-ca",
+            &ca,
+            "--threads",
+            "2",
+        ];
         let arguments = arguments.iter().chain(more).map(OsStr::new);
         Weir::start_with(arguments.chain([OsStr::new("--rules"), rules.path().as_os_str()]))
     };
@@ -403,7 +414,7 @@ async fn over_tls_with_certificates_on_both_sides_and_a_user_of_its_own_whose_pa
     fs::write(&password, "second\n").unwrap();
     acl(&[">second", "<first"]);
     redis::cmd("CLIENT").arg("KILL").arg("USER").arg("limiter").query::<()>(&mut redis.connection()).unwrap();
-    weir.await_log("connected", 2);
+    weir.await_log("connected", 4);
     let start = weir::clock::instant();
     while left().await != Ok(48) {
         assert!(start.elapsed() < Duration::from_secs(10), "it does not come back");
@@ -429,14 +440,20 @@ async fn a_redis_that_evicts_keys_is_warned_about() {
     assert_eq!(weir.logged("maxmemory-policy"), 0);
 }
 
+/// A weir that has two connections to Redis, one for each thread, and all of them.
+fn on_two_threads(rules: &Path, url: &str, timeout: &str) -> Weir {
+    let arguments =
+        ["--grpc", "127.0.0.1:0", "--threads", "2", "--redis", url, "--redis-timeout", timeout, "--rules"];
+    let weir = Weir::start_with(arguments.into_iter().map(OsStr::new).chain([rules.as_os_str()]));
+    weir.await_log("connected", 2);
+    weir
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_lead_nowhere_are_given_up_and_others_take_their_place() {
     let (redis, rules) = (RedisServer::start(), rules(RULES));
     let url = redis.url();
-    let arguments =
-        ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "20ms", "--rules"].map(OsStr::new);
-    let weir = Weir::start_with(arguments.into_iter().chain([rules.path().as_os_str()]));
-    weir.await_log("connected", 2);
+    let weir = on_two_threads(rules.path(), &url, "20ms");
     redis.pause();
     let mut client = client(&weir).await;
     assert_eq!(take(&mut client, "x").await, 999);
@@ -451,7 +468,7 @@ async fn connections_that_lead_nowhere_are_given_up_and_others_take_their_place(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_cut_while_nobody_asks_are_back_before_somebody_does() {
     let (redis, rules) = (RedisServer::start(), rules(RULES));
-    let weir = Weir::start_with_redis(rules.path(), &redis.url());
+    let weir = on_two_threads(rules.path(), &redis.url(), "2s");
     let mut connection = redis.connection();
     // Long enough connected to be connected to again at once.
     tokio::time::sleep(Duration::from_millis(2_200)).await;

@@ -53,6 +53,8 @@ async fn each_limit_is_counted_in_the_store_that_the_rules_or_the_settings_say()
     let arguments = [
         "--grpc",
         "127.0.0.1:0",
+        "--threads",
+        "2",
         "--redis-timeout",
         "5s",
         "--redis",
@@ -68,6 +70,7 @@ async fn each_limit_is_counted_in_the_store_that_the_rules_or_the_settings_say()
         "--rules",
     ];
     let weir = Weir::start_with(arguments.map(OsStr::new).into_iter().chain([rules.path().as_os_str()]));
+    // To each of three, one for each thread.
     weir.await_log("connected", 6);
     let mut client = RateLimitServiceClient::connect(format!("http://{}", weir.grpc())).await.unwrap();
     let mut ask = async |request: RateLimitRequest| {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::store::Class;
+
 /// Connections that break within so long of one another break together.
 const TOGETHER: Duration = Duration::from_millis(25);
 
@@ -25,8 +27,8 @@ struct Inner {
     attempt_failed: bool,
     /// When being away counts next. Nobody has missed the server yet if it is not known.
     due: Option<Instant>,
-    /// When it was told last that one broke.
-    broke: Option<Instant>,
+    /// When it was told last that one broke, and by what.
+    broke: Option<(Instant, Class)>,
 }
 
 impl Absence {
@@ -36,14 +38,16 @@ impl Absence {
         *inner = Inner { was_there: true, broke: inner.broke, ..Inner::default() };
     }
 
-    /// A call has found a connection broken: whether that is news.
-    pub(super) fn broke(&self, now: Instant) -> bool {
+    /// A call has found a connection broken: whether that is news, or another one of them has just broken by the same.
+    pub(super) fn broke(&self, class: Class, now: Instant) -> bool {
         let mut inner = self.inner();
-        let is_news = inner.broke.is_none_or(|last| now.saturating_duration_since(last) >= TOGETHER);
-        if is_news {
-            inner.broke = Some(now);
+        let is_known = inner
+            .broke
+            .is_some_and(|(last, told)| told == class && now.saturating_duration_since(last) < TOGETHER);
+        if !is_known {
+            inner.broke = Some((now, class));
         }
-        is_news
+        !is_known
     }
 
     /// An attempt to connect has failed.
@@ -131,9 +135,11 @@ mod tests {
     #[test]
     fn connections_that_break_together_are_told_once_and_those_that_break_again_are_told_again() {
         let (absence, now) = (Absence::default(), clock::instant());
-        let told = |after: u64| (0..4).filter(|_| absence.broke(now + Duration::from_millis(after))).count();
+        let broke = |class, after| absence.broke(class, now + Duration::from_millis(after));
+        let told = |after: u64| (0..4).filter(|_| broke(Class::Lost, after)).count();
         assert_eq!([0, 5, 24].map(told), [1, 0, 0]);
         absence.ends();
         assert_eq!([24, 25, 49, 1_000].map(told), [0, 1, 0, 1]);
+        assert!(broke(Class::ReadOnly, 1_000), "by something else");
     }
 }

@@ -135,7 +135,7 @@ impl Link {
         // First: who finds no connection says why there is none.
         self.kept.note(class(error));
         if self.kept.give_up(live) {
-            if self.kept.absence.broke(clock::instant()) {
+            if self.kept.absence.broke(class(error), clock::instant()) {
                 tracing::warn!(redis = %live.address, %error, "a connection broke");
             } else {
                 tracing::debug!(redis = %live.address, %error, "another connection broke");

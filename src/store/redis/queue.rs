@@ -6,7 +6,7 @@
 //! When more come than fit into a batch, for longer than Redis takes for it, each would wait until its deadline in vain, and
 //! what Redis then decides would be for calls that have gone. So a call that has more than a batch before it is told at once
 //! that too many wait, if by what batches have lately taken it could not be answered in time. Then Redis decides as many as
-//! it can, all of them in time.
+//! it can, nearly all of them in time.
 //!
 //! A lane is one batch at a time, until Redis has answered it or its connection is gone, however long its callers wait: a
 //! Redis that stalls is not sent more and more. A lane numbers its batches, and has a note in Redis of the last one that
@@ -73,7 +73,7 @@ struct Pace {
     round: Duration,
     /// When the last one was taken.
     taken: Option<Instant>,
-    /// How many calls were in it, if more waited than fitted.
+    /// Charges of a batch, if lately more waited than fitted into one.
     fitted: Option<usize>,
 }
 
@@ -83,8 +83,14 @@ impl Pace {
         self.round = (self.round * 3 + round) / 4;
     }
 
-    /// When a call that comes now, behind so many, is answered if batches go on as they did. Nothing, if it goes with the
-    /// next one.
+    /// A batch of so many charges was taken, and so many calls still wait. One that leaves none may well have had room.
+    fn taken(&mut self, charges: usize, waiting: usize, now: Instant) {
+        self.taken = Some(now);
+        self.fitted = if waiting > 0 { Some(charges) } else { self.fitted.map(|before| before.max(charges)) };
+    }
+
+    /// When a call that comes now, behind so many charges, is answered if batches go on as they did. Nothing, if it goes with
+    /// the next one.
     fn answered(&self, waiting: usize, lanes: usize, now: Instant) -> Option<Instant> {
         let batches = waiting / self.fitted?.max(1);
         if batches == 0 {
@@ -108,8 +114,18 @@ pub(super) struct Queue {
 
 struct Inner {
     waiting: VecDeque<Waiting>,
+    /// Charges of those that wait.
+    charges: usize,
     free: Vec<Lane>,
     pace: Pace,
+}
+
+impl Inner {
+    fn pop(&mut self) -> Option<Waiting> {
+        let waiting = self.waiting.pop_front()?;
+        self.charges -= waiting.charges.len();
+        Some(waiting)
+    }
 }
 
 impl Queue {
@@ -124,7 +140,8 @@ impl Queue {
         longest: Duration,
     ) -> Self {
         let count = lanes.len();
-        let inner = Mutex::new(Inner { waiting: VecDeque::new(), free: lanes, pace: Pace::default() });
+        let inner =
+            Mutex::new(Inner { waiting: VecDeque::new(), charges: 0, free: lanes, pace: Pace::default() });
         Self { inner, max_waiting, max_buckets, max_charges, lanes: count, longest }
     }
 
@@ -142,12 +159,13 @@ impl Queue {
         let (answer, answered) = oneshot::channel();
         let traced = traces::current();
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = inner.waiting.len();
+        let before = inner.charges;
         let is_in_time =
-            || inner.pace.answered(waiting, self.lanes, now).is_none_or(|answered| answered <= deadline);
-        if waiting >= self.max_waiting || (inner.free.is_empty() && !is_in_time()) {
+            || inner.pace.answered(before, self.lanes, now).is_none_or(|answered| answered <= deadline);
+        if inner.waiting.len() >= self.max_waiting || (inner.free.is_empty() && !is_in_time()) {
             return Err(StoreError::Full);
         }
+        inner.charges += charges.len();
         inner.waiting.push_back(Waiting { part, charges, deadline, answer, traced });
         Ok((answered, inner.free.pop()))
     }
@@ -158,7 +176,7 @@ impl Queue {
     pub(super) fn next(&self, lane: &mut Option<Lane>, now: Instant) -> Vec<Waiting> {
         let mut taken: Vec<Waiting> = Vec::new();
         let mut unsent: SmallVec<[Waiting; 4]> = SmallVec::new();
-        let (mut buckets, mut charges) = (Distinct::new(), 0);
+        let (mut buckets, mut charges, mut taken_charges) = (Distinct::new(), 0, 0);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = lane.as_mut().and_then(|lane| lane.taken.take()) {
             inner.pace.took(now.saturating_duration_since(before).min(self.longest));
@@ -171,16 +189,19 @@ impl Queue {
                 if !taken.is_empty() && (buckets.count > self.max_buckets || charges > self.max_charges) {
                     break;
                 }
-                taken.extend(inner.waiting.pop_front());
+                taken_charges = charges;
+                taken.extend(inner.pop());
             } else {
-                unsent.extend(inner.waiting.pop_front());
+                unsent.extend(inner.pop());
             }
         }
         if taken.is_empty() {
             inner.free.extend(lane.take());
+            // Whoever comes next goes alone.
+            inner.pace.fitted = None;
         } else {
-            inner.pace.taken = Some(now);
-            inner.pace.fitted = (!inner.waiting.is_empty()).then_some(taken.len());
+            let waiting = inner.waiting.len();
+            inner.pace.taken(taken_charges, waiting, now);
             lane.iter_mut().for_each(|lane| lane.taken = Some(now));
         }
         drop(inner);
@@ -385,11 +406,38 @@ mod tests {
         assert_eq!(push(now + round * 4).unwrap_err(), StoreError::Full);
         let in_time = push(now + round * 7).unwrap();
         // Each batch that goes makes room.
+        let mut later = now;
         for _ in 0..3 {
-            assert!(!queue.next(&mut lane, now).is_empty());
+            later += round;
+            assert!(!queue.next(&mut lane, later).is_empty());
         }
-        let soon = push(now + round * 4).unwrap();
-        drop((in_time, soon));
+        let push = |deadline| queue.push(Part::ONLY, charges([1_001]), deadline, later);
+        assert_eq!(push(later + round * 2).unwrap_err(), StoreError::Full);
+        drop((in_time, push(later + round * 5).unwrap()));
+    }
+
+    #[test]
+    fn large_requests_before_do_not_make_small_ones_look_like_many_batches() {
+        let (queue, now) = (queue(1_000), clock::instant());
+        let far = now + Duration::from_secs(60);
+        let (first, mut lane) = push(&queue, [0], far).unwrap();
+        let mut answers = vec![first];
+        assert_eq!(queue.next(&mut lane, now).len(), 1);
+        for request in 1..4 {
+            answers.push(push(&queue, request * 100..request * 100 + 20, far).unwrap().0);
+        }
+        // One of twenty buckets at a time, of five milliseconds each.
+        for round in 1..4 {
+            assert_eq!(queue.next(&mut lane, now + LONGEST / 2 * round).len(), 1);
+            if round == 2 {
+                answers.push(push(&queue, 900..919, far).unwrap().0);
+            }
+        }
+        let now = now + LONGEST / 2 * 3;
+        // A second such batch would be late for these, but they go together in the next one.
+        for call in 1_000..1_019 {
+            answers.push(queue.push(Part::ONLY, charges([call]), now + LONGEST, now).unwrap().0);
+        }
     }
 
     #[test]
