@@ -386,19 +386,9 @@ async fn over_tls_with_certificates_on_both_sides_and_a_user_of_its_own_whose_pa
 
     let url = format!("rediss://limiter@localhost:{tls_port}");
     let serve = |more: &[&str]| {
-        let arguments = [
-            "--grpc",
-            "127.0.0.1:0",
-            "--redis",
-            &url,
-            "--redis-timeout",
-            "2s",
-            "--redis-ca",
-            &ca,
-            "--threads",
-            "2",
-        ];
-        let arguments = arguments.iter().chain(more).map(OsStr::new);
+        let arguments =
+            ["--grpc", "127.0.0.1:0", "--redis", &url, "--redis-timeout", "2s", "--redis-ca", &ca];
+        let arguments = arguments.iter().chain(&["--threads", "2"]).chain(more).map(OsStr::new);
         Weir::start_with(arguments.chain([OsStr::new("--rules"), rules.path().as_os_str()]))
     };
     let weir = serve(&["--redis-cert", &cert, "--redis-key", &key, "--redis-password-file", &password]);

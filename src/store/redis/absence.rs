@@ -4,6 +4,8 @@
 //! cut is made anew, which takes milliseconds. So it is not calls that are counted: a failure is an attempt to connect
 //! that failed, and each deadline of a call that passes while there is none and somebody wants it. A server that has
 //! never been connected is only on its way: of that one, attempts alone count.
+//!
+//! Connections to a server break together, and calls find each of them broken: that is news once.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

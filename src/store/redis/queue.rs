@@ -423,21 +423,42 @@ mod tests {
         let (first, mut lane) = push(&queue, [0], far).unwrap();
         let mut answers = vec![first];
         assert_eq!(queue.next(&mut lane, now).len(), 1);
-        for request in 1..4 {
+        // A batch each, and five milliseconds.
+        for request in 1..=4 {
             answers.push(push(&queue, request * 100..request * 100 + 20, far).unwrap().0);
         }
-        // One of twenty buckets at a time, of five milliseconds each.
-        for round in 1..4 {
+        for round in 1..=3 {
             assert_eq!(queue.next(&mut lane, now + LONGEST / 2 * round).len(), 1);
-            if round == 2 {
-                answers.push(push(&queue, 900..919, far).unwrap().0);
-            }
         }
+        // These are as many requests as make eighteen such batches, and have charges for one.
         let now = now + LONGEST / 2 * 3;
-        // A second such batch would be late for these, but they go together in the next one.
         for call in 1_000..1_019 {
             answers.push(queue.push(Part::ONLY, charges([call]), now + LONGEST, now).unwrap().0);
         }
+    }
+
+    #[test]
+    fn a_batch_that_takes_all_that_wait_does_not_lift_the_bound_and_an_end_of_the_waiting_does() {
+        let round = Duration::from_millis(4);
+        let (queue, mut answers, mut lane, mut now) = busy(round);
+        while queue.waiting() > 0 {
+            assert!(!queue.next(&mut lane, now).is_empty());
+            now += round;
+        }
+        let burst = |answers: &mut Vec<_>, now| {
+            let pushed = (0..100).filter_map(|bucket| {
+                queue.push(Part::ONLY, charges([1_000 + bucket]), now + LONGEST, now).ok()
+            });
+            let before = answers.len();
+            answers.extend(pushed.map(|(answer, _)| answer));
+            answers.len() - before
+        };
+        // Of the batches that wait, the first is answered after four milliseconds, the second after eight.
+        let queued = burst(&mut answers, now);
+        assert!((20..60).contains(&queued), "{queued}");
+        while !queue.next(&mut lane, now).is_empty() {}
+        assert!(lane.is_none(), "nobody waits any more");
+        assert_eq!(burst(&mut answers, now), 100, "the first of them goes at once");
     }
 
     #[test]
