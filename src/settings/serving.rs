@@ -10,7 +10,7 @@ use crate::serve::grpc::Bounds;
 /// How connections are kept, and how the process ends.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serving {
-    /// Threads that gRPC connections are served on; if not said, one for each core, and with Redis one more up to four
+    /// Threads that gRPC connections are served on; if not said, one for each core, and with Redis one more, up to four
     ///
     /// A connection stays on one thread, and goes to the one that has the fewest. Calls of a thread go to Redis together:
     /// where cores are few, one thread works while others wait.

@@ -316,15 +316,31 @@ async fn a_call_on_an_old_connection_may_take_the_grace_and_no_longer() {
     }
 }
 
+/// Threads of a weir that serve connections.
+fn threads(weir: &Weir) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    names.filter(|name| name.starts_with("weir-core-")).count()
+}
+
 #[test]
 fn as_many_threads_serve_connections_as_the_setting_says() {
     let directory = rules(RULES);
     let arguments = ["--grpc", "127.0.0.1:0", "--threads", "3", "--rules"].map(OsStr::new);
     let weir = Weir::start_with(arguments.into_iter().chain([directory.path().as_os_str()]));
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", weir.pid())).unwrap();
-    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
-    assert_eq!(names.filter(|name| name.starts_with("weir-core-")).count(), 3);
+    assert_eq!(threads(&weir), 3);
     weir.stop();
+}
+
+#[test]
+fn unless_it_says_there_is_one_for_each_core_and_one_more_for_redis_where_cores_are_few() {
+    let (redis, directory) = (RedisServer::start(), rules(RULES));
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let arguments = ["--grpc", "127.0.0.1:0", "--rules"].map(OsStr::new);
+    let in_memory = Weir::start_with(arguments.into_iter().chain([directory.path().as_os_str()]));
+    let with_redis = Weir::start_with_redis(directory.path(), &redis.url());
+    assert_eq!(threads(&in_memory), cores);
+    assert_eq!(threads(&with_redis), cores.max((cores + 1).min(4)));
 }
 
 #[tokio::test]
