@@ -1,5 +1,6 @@
 //! How much a limit admits, and by which algorithm.
 
+use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU32, NonZeroU64};
 
 use super::{calendar, tokens};
@@ -15,7 +16,7 @@ pub(super) const SLIDING_COUNTERS: usize = 9;
 pub const MAX_DEBT: f64 = 10.0;
 
 /// How what is used comes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// Continuously: at most the burst plus the rate × t over any interval t.
     TokenBucket,
@@ -29,7 +30,7 @@ pub enum Algorithm {
 }
 
 /// Where fixed windows begin, in UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Calendar {
     /// At multiples of their length since the epoch: seconds, minutes, hours, days, and every other length of time.
     Epoch,
@@ -60,6 +61,15 @@ pub struct Limit {
     /// When this limit took the place of another one; see [`Limit::since`].
     since: Micros,
     algorithm: Algorithm,
+}
+
+/// None of its numbers is negative, nor anything else that equals what has other bits.
+impl Hash for Limit {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { rate, burst, most, largest, window, since, algorithm } = self;
+        [rate, burst, most, largest].map(|number| number.to_bits()).hash(state);
+        (window, since, algorithm).hash(state);
+    }
 }
 
 impl Limit {

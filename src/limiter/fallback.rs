@@ -28,10 +28,15 @@ use crate::clock::{Clock, Micros};
 use crate::decision::{BucketKey, Charge, Decision, Mode, RuleId};
 use crate::store::{LocalStore, Usage};
 
+mod limits;
+
+use limits::Limits;
+
 /// Buckets as they are known here.
 #[derive(Debug)]
 pub(super) struct Fallback {
     buckets: LocalStore<Beside>,
+    limits: Limits,
     owing: Arc<Owing>,
 }
 
@@ -46,32 +51,59 @@ struct Owing {
 /// Nothing is known of a bucket that only the store's overflow made.
 type Beside = Option<Box<Known>>;
 
-/// What is known of a bucket besides its state. All of it is read with each answer of the store, of as many buckets as there
-/// are callers, which no cache holds: so it is small, and what is only there in an outage has a box of its own.
+/// What is known of a bucket besides its state. All of it but the name is read with each answer of the store, of as many
+/// buckets as there are callers, which no cache holds: so it is small, and what is only there in an outage has a box of its
+/// own.
 #[derive(Debug)]
 struct Known {
     /// What it is called in the store.
-    name: Bytes,
+    name: Box<[u8]>,
     /// Under which it was charged last: the whole of it.
-    limit: Limit,
+    limit: Arc<Limit>,
     /// Of the store that its state is from.
     epoch: u64,
     /// When the store said so, by its own clock.
     said: Micros,
-    /// If the store has forgotten it, and could not be told.
-    forgotten: Option<Owed>,
+    outage: Option<Box<Outage>>,
+}
+
+const _: () =
+    assert!(size_of::<Known>() <= 48, "more than that takes more of the allocator, and another cache line");
+
+/// What has become of a bucket while the store could not be asked, or had lost its memory.
+#[derive(Debug, Default)]
+struct Outage {
     /// If it has been decided on here. Then the bucket beside this is this process's share.
     own: Option<Box<Own>>,
+    /// If the store has forgotten it, and could not be told.
+    forgotten: Option<Owed>,
     /// What the store is being told of it, until that has arrived.
     told: Weak<watch::Sender<()>>,
 }
 
-const _: () =
-    assert!(size_of::<Known>() <= 160, "more than that takes more of the allocator, and another cache line");
+impl Outage {
+    /// Whether nothing of it matters any more.
+    fn is_over(&self) -> bool {
+        self.own.is_none() && self.forgotten.is_none() && self.told.strong_count() == 0
+    }
+}
 
 impl Known {
-    fn new(name: Bytes, limit: Limit, epoch: u64) -> Box<Self> {
-        Box::new(Self { name, limit, epoch, said: 0, forgotten: None, own: None, told: Weak::new() })
+    fn new(name: &[u8], limit: Arc<Limit>, epoch: u64) -> Box<Self> {
+        Box::new(Self { name: name.into(), limit, epoch, said: 0, outage: None })
+    }
+
+    fn own(&self) -> Option<&Own> {
+        self.outage.as_ref()?.own.as_deref()
+    }
+
+    /// The one who tells the store of it, if somebody does.
+    fn telling(&self) -> Option<Arc<watch::Sender<()>>> {
+        self.outage.as_ref()?.told.upgrade()
+    }
+
+    fn outage(&mut self) -> &mut Outage {
+        self.outage.get_or_insert_default()
     }
 }
 
@@ -187,7 +219,8 @@ impl Fallback {
     pub(super) fn new(capacity: NonZeroUsize, clock: Clock) -> Self {
         let buckets = LocalStore::with_beside(capacity, clock);
         let shards = (0..buckets.shards()).map(|_| AtomicUsize::new(0)).collect();
-        Self { buckets, owing: Arc::new(Owing { all: AtomicUsize::new(0), shards }) }
+        let owing = Arc::new(Owing { all: AtomicUsize::new(0), shards });
+        Self { buckets, limits: Limits::default(), owing }
     }
 
     /// How full it is.
@@ -210,17 +243,18 @@ impl Fallback {
         self.buckets.put(charge.bucket, limit, |bucket, beside, now| {
             match beside {
                 // Decided on here in the meantime: what the store said is told of by the next request.
-                Some(known) if known.own.is_some() => return,
+                Some(known) if known.own().is_some() => return,
                 // Answers may overtake each other on their way.
                 Some(known) if known.epoch == epoch && known.said > at => return,
                 Some(known) => {
-                    if known.limit != *limit {
-                        known.limit = *limit;
+                    if *known.limit != *limit {
+                        known.limit = self.limits.one(limit);
                     }
                     (known.epoch, known.said) = (epoch, at);
+                    known.outage.take_if(|outage| outage.is_over());
                 }
                 None => {
-                    let known = beside.insert(Known::new(name.clone(), *limit, epoch));
+                    let known = beside.insert(Known::new(name, self.limits.one(limit), epoch));
                     known.said = at;
                 }
             }
@@ -239,8 +273,7 @@ impl Fallback {
         // Of a bucket that this process has a share of already, that remains: also if there are fewer processes by now, for
         // what the others had is used, as far as anybody knows. If there are more, it is divided anew.
         let had = |charge: &Charge| {
-            let own =
-                |_: &mut Bucket, beside: &mut Beside, _| Some(beside.as_deref()?.own.as_ref()?.replicas);
+            let own = |_: &mut Bucket, beside: &mut Beside, _| Some(beside.as_deref()?.own()?.replicas);
             self.buckets.with(charge.bucket, own).flatten()
         };
         let counts: SmallVec<[NonZeroU32; 4]> =
@@ -252,10 +285,12 @@ impl Fallback {
             .collect();
         let mut prepare = |index: usize, bucket: &mut Bucket, beside: &mut Beside, now: Micros| {
             let (Some(charge), Some(name)) = (charges.get(index), names.get(index)) else { return };
-            let known = beside.get_or_insert_with(|| Known::new(name.clone(), charge.limit, epoch));
-            known.limit = charge.limit;
+            let limit = charge.limit;
+            let known = beside.get_or_insert_with(|| Known::new(name, self.limits.one(&limit), epoch));
+            if *known.limit != limit {
+                known.limit = self.limits.one(&limit);
+            }
             let replicas = counts.get(index).copied().unwrap_or(replicas);
-            let limit = known.limit;
             let own = self.own(charge.bucket, known, bucket, replicas, now);
             if own.replicas < replicas {
                 own.divide(bucket, &limit, replicas, now);
@@ -273,9 +308,10 @@ impl Fallback {
         replicas: NonZeroU32,
         now: Micros,
     ) -> &'k mut Own {
-        known.own.get_or_insert_with(|| {
+        let Known { limit, outage, .. } = known;
+        outage.get_or_insert_default().own.get_or_insert_with(|| {
             let whole = bucket.clone();
-            *bucket = whole.share(&known.limit, replicas, now);
+            *bucket = whole.share(limit, replicas, now);
             Box::new(Own { whole, before: None, start: bucket.clone(), replicas, _owed: self.owed(key) })
         })
     }
@@ -292,7 +328,7 @@ impl Fallback {
             };
             self.buckets.with(charge.bucket, |bucket, beside, now| {
                 let Some(known) = beside else { return };
-                let limit = known.limit;
+                let limit = *known.limit;
                 let own = self.own(charge.bucket, known, bucket, replicas, now);
                 own.start.add_since(&limit.share(own.replicas), tokens, at, now);
                 for whole in [Some(&mut own.whole), own.before.as_deref_mut()].into_iter().flatten() {
@@ -312,7 +348,7 @@ impl Fallback {
             let own = |handover: &Handover| handover.bucket == charge.bucket;
             let taken = self.buckets.with(charge.bucket, |bucket, beside, now| {
                 let Some(known) = beside.as_deref_mut() else { return Ok(None) };
-                match known.told.upgrade().filter(|_| !handed.iter().any(own)) {
+                match known.telling().filter(|_| !handed.iter().any(own)) {
                     Some(telling) => Err(telling.subscribe()),
                     None => Ok(self.take_over(charge.bucket, bucket, known, epoch, now)),
                 }
@@ -336,20 +372,20 @@ impl Fallback {
                 let Some(known) = beside else { return };
                 known.epoch = epoch;
                 let Some((share, own)) = own else {
-                    if known.own.is_none() {
-                        known.forgotten = Some(self.owed(key));
+                    if known.own().is_none() {
+                        known.outage().forgotten = Some(self.owed(key));
                     }
                     return;
                 };
-                let limit = known.limit;
+                let limit = *known.limit;
                 // If it has been decided on again since, both are owed.
-                let newer = known.own.take();
+                let newer = known.outage().own.take();
                 let more = newer.map(|newer| newer.contribution(bucket, &limit, now));
                 *bucket = share;
                 for correction in more.into_iter().flatten() {
                     _ = bucket.take(&limit.share(own.replicas), correction, now);
                 }
-                known.own = Some(own);
+                known.outage().own = Some(own);
             });
         }
     }
@@ -366,7 +402,7 @@ impl Fallback {
         shard: usize,
         most: usize,
         forgetful: bool,
-        epoch: impl Fn(&Bytes) -> Option<u64>,
+        epoch: impl Fn(&[u8]) -> Option<u64>,
     ) -> Swept {
         let mut swept = Swept { handed: Vec::new(), is_whole: true };
         let owing = self.owing.shards.get(shard).is_some_and(|owing| owing.load(Ordering::Relaxed) > 0);
@@ -376,7 +412,7 @@ impl Fallback {
         self.buckets.look_through(shard, |key, bucket, beside, now| {
             let Some(known) = beside.as_deref_mut() else { return };
             if swept.handed.len() < most
-                && known.told.strong_count() == 0
+                && known.telling().is_none()
                 && let Some(epoch) = epoch(&known.name)
             {
                 swept.handed.extend(self.take_over(key, bucket, known, epoch, now));
@@ -398,20 +434,22 @@ impl Fallback {
     ) -> Option<Handover> {
         let before = std::mem::replace(&mut known.epoch, epoch);
         let has_forgotten = before != epoch;
-        if known.own.is_none() && !has_forgotten {
+        if known.own().is_none() && !has_forgotten {
             return None;
         }
-        let (own, _forgotten) = (known.own.take(), known.forgotten.take());
+        let Outage { own, forgotten: _forgotten, .. } =
+            known.outage.take().map(|outage| *outage).unwrap_or_default();
+        let limit = *known.limit;
         let mut corrections = Corrections::new();
         if has_forgotten {
-            corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&known.limit, now));
+            corrections.extend(own.as_ref().map_or(&*bucket, |own| &own.whole).at_least(&limit, now));
         }
         let own = own.map(|own| {
-            let contribution = own.contribution(bucket, &known.limit, now);
+            let contribution = own.contribution(bucket, &limit, now);
             // As the store will have it, as far as is known.
             let mut whole = own.whole.clone();
             for correction in &contribution {
-                _ = whole.take(&known.limit, *correction, now);
+                _ = whole.take(&limit, *correction, now);
             }
             corrections.extend(contribution);
             (std::mem::replace(bucket, whole), own)
@@ -420,11 +458,11 @@ impl Fallback {
             return None;
         }
         let telling = Arc::new(watch::Sender::new(()));
-        known.told = Arc::downgrade(&telling);
+        known.outage().told = Arc::downgrade(&telling);
         Some(Handover {
             bucket: key,
-            name: known.name.clone(),
-            limit: known.limit,
+            name: Bytes::copy_from_slice(&known.name),
+            limit,
             corrections,
             epoch: before,
             _owed: own.is_none().then(|| self.owed(key)),
