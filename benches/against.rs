@@ -73,7 +73,10 @@ fn main() {
             "memory" => results.memory = sections::memory(&effort),
             "redis" => results.redis = sections::redis(&effort),
             "latency" => results.latency = sections::latency(&effort),
-            "buckets" => results.bucket_bytes = Some(sections::buckets(&effort)),
+            "buckets" => {
+                let (memory, redis) = sections::buckets(&effort);
+                (results.bucket_bytes, results.bucket_bytes_with_redis) = (Some(memory), Some(redis));
+            }
             "script" => results.script = Some(sections::script(&effort)),
             _ => results.curve = sections::curve(&effort),
         }

@@ -90,6 +90,8 @@ pub struct Results {
     pub redis: Vec<Row>,
     pub latency: Vec<Latency>,
     pub bucket_bytes: Option<f64>,
+    #[serde(default)]
+    pub bucket_bytes_with_redis: Option<f64>,
     pub script: Option<Script>,
     pub curve: Vec<Curve>,
 }

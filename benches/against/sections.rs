@@ -124,14 +124,19 @@ pub fn latency(effort: &Effort) -> Vec<Latency> {
     std::iter::once(latency(MACHINE, 0.0, &stalls)).chain(served).collect()
 }
 
-/// Bytes of memory for each bucket, when there are many.
-pub fn buckets(effort: &Effort) -> f64 {
-    let weir = Server::weir(None);
+/// Bytes of memory for each bucket, when there are many: of weir in memory, and of what it knows of Redis.
+pub fn buckets(effort: &Effort) -> (f64, f64) {
+    let redis = Redis::start();
+    // Of calls for ten buckets each, Redis would not decide all.
+    (bytes(effort, &Server::weir(None), 10), bytes(effort, &Server::weir(Some(&redis)), 1))
+}
+
+fn bytes(effort: &Effort, weir: &Server, descriptors: u64) -> f64 {
     // What connections and threads need is there before.
-    Ask { descriptors: 10, ..Ask::closed("hot", 10, effort.seconds) }.of(&weir);
+    Ask { descriptors, ..Ask::closed("hot", 10, effort.seconds) }.of(weir);
     let (before, none) = (weir.memory(), weir.metric("weir_local_buckets", ""));
     let many = Ask::closed("wide", 20 * effort.keys, 3.0 * effort.seconds);
-    Ask { descriptors: 10, in_turn: true, ..many }.of(&weir);
+    Ask { descriptors, in_turn: true, ..many }.of(weir);
     let (after, there) = (weir.memory(), weir.metric("weir_local_buckets", ""));
     assert!(there > none, "no bucket is there");
     (after as f64 - before as f64) / (there - none)

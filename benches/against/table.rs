@@ -52,6 +52,12 @@ pub fn markdown(results: &Results) -> String {
             span(script.plain)
         );
     }
+    if let (Some(memory), Some(redis)) = (results.bucket_bytes, results.bucket_bytes_with_redis) {
+        _ = writeln!(
+            text,
+            "A bucket takes {memory:.0} bytes of weir's memory, and {redis:.0} where it is in Redis: it is known by its name then.\n"
+        );
+    }
     text
 }
 
