@@ -44,6 +44,7 @@ mod script;
 mod sentinel;
 mod slots;
 mod target;
+mod timers;
 mod trouble;
 mod tuning;
 mod url;

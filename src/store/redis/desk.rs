@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::{Handle, Id};
 
 use super::queue::{Lane, Queue};
+use super::timers::Timers;
 use super::tuning::Tuning;
 
 /// Desks of a server, at most: as many threads keep Redis's only one busy, and with more of them fewer calls would share
@@ -47,6 +48,7 @@ impl FromIterator<Handle> for Threads {
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) queue: Queue,
+    pub(super) timers: Timers,
     /// What runs its batches and its connections.
     pub(super) runtime: Handle,
 }
@@ -76,7 +78,7 @@ impl Desks {
             let most = tuning.queue.div_ceil(count);
             let queue =
                 Queue::new(lanes, most, threads.batch_buckets(tuning), tuning.batch_charges, tuning.timeout);
-            Arc::new(Desk { queue, runtime: runtime.clone() })
+            Arc::new(Desk { queue, timers: Timers::default(), runtime: runtime.clone() })
         };
         let Some(first) = threads.0.first() else {
             let first = desk(0, &Handle::current());

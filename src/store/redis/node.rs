@@ -29,6 +29,7 @@ use super::replicas::{Replicas, Told};
 use super::resolver::Resolver;
 use super::script::{self, Answered, How, NamedCharge};
 use super::slots;
+use super::timers::Timer;
 use super::trouble::{Trouble, class, kind};
 use super::tuning::Tuning;
 use super::{Address, Part};
@@ -185,7 +186,7 @@ impl Node {
         };
         // Of what is above, nothing is kept in the meantime.
         let answer = match asked {
-            Ok(pending) => pending.by(deadline).await,
+            Ok((pending, timer)) => pending.by(deadline, timer).await,
             Err(error) => Err(error.into()),
         };
         if let Err(failure) = &answer {
@@ -218,7 +219,8 @@ impl Node {
         let charges = SmallVec::from_elem(NamedCharge { charge: probe(), name }, 1);
         let part = slot.map_or(Part::ONLY, Part::of_slot);
         let deadline = clock::instant() + within;
-        match self.ask(part, charges, deadline)?.by(deadline).await {
+        let (pending, timer) = self.ask(part, charges, deadline)?;
+        match pending.by(deadline, timer).await {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
         }
@@ -335,13 +337,13 @@ impl Node {
         }
     }
 
-    /// Queues a request of at least one charge.
+    /// Queues a request of at least one charge. With the answer that is to come is the timer for its deadline.
     fn ask(
         self: &Arc<Self>,
         part: Part,
         charges: super::queue::Charges,
         deadline: Instant,
-    ) -> Result<Pending, StoreError> {
+    ) -> Result<(Pending, Timer), StoreError> {
         if !self.is_connected() {
             if let Some(cluster) = self.cluster() {
                 cluster.may_be_stale();
@@ -361,7 +363,7 @@ impl Node {
         if let Some(lane) = lane {
             desk.runtime.spawn(run(Arc::clone(self), Arc::clone(desk), lane));
         }
-        Ok(Pending(answer))
+        Ok((Pending(answer), desk.timers.until(deadline, now)))
     }
 
     fn disconnected(&self) -> StoreError {

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::queue::Answer;
 use super::script::{Answered, Decided};
+use super::timers::Timer;
 use crate::clock;
 use crate::store::StoreError;
 
@@ -50,10 +51,12 @@ impl Pending {
         read(self.0.await)
     }
 
-    /// The answer, if it comes by a deadline.
-    pub(super) async fn by(mut self, deadline: Instant) -> Result<Answered, Failure> {
-        if let Ok(answer) = timeout_at(deadline, &mut self.0).await {
-            return read(answer).map_err(Failure::from);
+    /// The answer, if it comes by a deadline, at which this timer fires or a little sooner.
+    pub(super) async fn by(mut self, deadline: Instant, timer: Timer) -> Result<Answered, Failure> {
+        tokio::select! {
+            biased;
+            answer = &mut self.0 => return read(answer).map_err(Failure::from),
+            () = timer => {}
         }
         let stalled = clock::instant().saturating_duration_since(deadline) > STALL;
         if stalled && let Ok(answer) = timeout_at(clock::instant() + GRACE, &mut self.0).await {

@@ -1,0 +1,97 @@
+//! Timers that calls share: those that come together have to be answered together.
+//!
+//! A timer is a place in the runtime's order of timers, and a call to the system where it is the next to fire. For each
+//! call, that would cost as much as the rest of its way through here; nearly all are answered long before.
+
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{Shared, WeakShared};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// So much of the time until its deadline a call may do without, one part of so many: for as long calls come together.
+const LESS: u32 = 16;
+
+/// A deadline, whoever else has it.
+pub(super) type Timer = Shared<Sleep>;
+
+/// The timers of a thread.
+#[derive(Debug, Default)]
+pub(super) struct Timers(Mutex<Option<(Instant, WeakShared<Sleep>)>>);
+
+impl Timers {
+    /// One that fires at a deadline, or that others have who came shortly before: then a little sooner.
+    pub(super) fn until(&self, deadline: Instant, now: Instant) -> Timer {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let least = deadline.checked_sub(deadline.saturating_duration_since(now) / LESS).unwrap_or(deadline);
+        if let Some((due, timer)) = &*last
+            && (least..=deadline).contains(due)
+            && let Some(timer) = timer.upgrade()
+        {
+            return timer;
+        }
+        let timer = sleep_until(deadline).shared();
+        *last = timer.downgrade().map(|weak| (deadline, weak));
+        timer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::clock;
+
+    const TIMEOUT: Duration = Duration::from_millis(160);
+
+    /// How long a timer that is asked for now takes to fire.
+    async fn fires(timers: &Timers) -> Duration {
+        let now = clock::instant();
+        timers.until(now + TIMEOUT, now).await;
+        clock::instant() - now
+    }
+
+    fn until(timers: &Timers, timeout: Duration) -> Timer {
+        let now = clock::instant();
+        timers.until(now + timeout, now)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_come_together_have_one_timer_and_none_waits_longer_than_it_should() {
+        let timers = Timers::default();
+        let first = until(&timers, TIMEOUT);
+        for millis in 0..40 {
+            let timer = until(&timers, TIMEOUT);
+            assert_eq!(timer.ptr_eq(&first), millis <= 10, "{millis}");
+            advance(Duration::from_millis(1)).await;
+        }
+        for _ in 0..40 {
+            let (one, other) = tokio::join!(fires(&timers), async {
+                advance(Duration::from_millis(7)).await;
+                fires(&timers).await
+            });
+            for took in [one, other] {
+                assert!(took > TIMEOUT * 14 / 16 && took <= TIMEOUT + Duration::from_millis(2), "{took:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_nobody_waits_for_has_fired_or_is_of_other_calls_is_not_shared() {
+        let timers = Timers::default();
+        let first = until(&timers, TIMEOUT);
+        assert!(!first.ptr_eq(&until(&timers, TIMEOUT * 2)), "longer");
+        let again = until(&timers, TIMEOUT);
+        assert!(!first.ptr_eq(&until(&timers, TIMEOUT / 2)) && !again.ptr_eq(&first), "shorter");
+        let kept = until(&timers, TIMEOUT);
+        drop(kept);
+        assert!(fires(&timers).await >= TIMEOUT, "the last one has gone with who waited");
+        let spent = until(&timers, TIMEOUT);
+        spent.clone().await;
+        assert!(fires(&timers).await >= TIMEOUT, "this one has fired");
+        drop(spent);
+    }
+}
