@@ -157,6 +157,11 @@ impl Drill {
         self.weir.logged(text)
     }
 
+    /// What weir's log has said.
+    pub(super) fn log(&self) -> String {
+        self.weir.log()
+    }
+
     /// For a fault that comes and goes so many times.
     pub(super) fn times(mut self, times: u32) -> Self {
         self.unknown *= f64::from(times);

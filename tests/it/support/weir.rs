@@ -112,6 +112,11 @@ impl Weir {
         self.log.lock().unwrap().matches(text).count()
     }
 
+    /// What its log has said.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
     /// Waits until no circuit is open any more.
     pub(crate) fn await_closed(&self) {
         super::redis::await_that("the circuits close", || {
