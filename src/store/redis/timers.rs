@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{Shared, WeakShared};
+use smallvec::SmallVec;
+use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// So much of the time until its deadline a call may do without, one part of so many: for as long calls come together.
@@ -15,23 +17,40 @@ const LESS: u32 = 16;
 /// A deadline, whoever else has it.
 pub(super) type Timer = Shared<Sleep>;
 
-/// The timers of a thread.
+/// The timers of a desk.
 #[derive(Debug, Default)]
-pub(super) struct Timers(Mutex<Option<(Instant, WeakShared<Sleep>)>>);
+pub(super) struct Timers(Mutex<SmallVec<[Last; 1]>>);
+
+/// The last one of a runtime. Those of another are not for its calls: they end with that.
+#[derive(Debug)]
+struct Last {
+    runtime: Id,
+    due: Instant,
+    timer: WeakShared<Sleep>,
+}
 
 impl Timers {
     /// One that fires at a deadline, or that others have who came shortly before: then a little sooner.
     pub(super) fn until(&self, deadline: Instant, now: Instant) -> Timer {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let least = deadline.checked_sub(deadline.saturating_duration_since(now) / LESS).unwrap_or(deadline);
-        if let Some((due, timer)) = &*last
-            && (least..=deadline).contains(due)
-            && let Some(timer) = timer.upgrade()
+        let runtime = Handle::current().id();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = all.iter_mut().find(|last| last.runtime == runtime);
+        let less = deadline.saturating_duration_since(now) / LESS;
+        if let Some(last) = &last
+            && last.due <= deadline
+            && deadline.saturating_duration_since(last.due) <= less
+            && let Some(timer) = last.timer.upgrade()
         {
             return timer;
         }
         let timer = sleep_until(deadline).shared();
-        *last = timer.downgrade().map(|weak| (deadline, weak));
+        if let Some(weak) = timer.downgrade() {
+            let this = Last { runtime, due: deadline, timer: weak };
+            match last {
+                Some(last) => *last = this,
+                None => all.push(this),
+            }
+        }
         timer
     }
 }
@@ -93,5 +112,21 @@ mod tests {
         spent.clone().await;
         assert!(fires(&timers).await >= TIMEOUT, "this one has fired");
         drop(spent);
+    }
+
+    #[test]
+    fn each_runtime_has_timers_of_its_own_which_another_that_ends_leaves_alone() {
+        let timers = Timers::default();
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (one, other) = (runtime(), runtime());
+        let ends = one.block_on(async { until(&timers, TIMEOUT) });
+        let stays = other.block_on(async { until(&timers, TIMEOUT) });
+        assert!(!ends.ptr_eq(&stays));
+        one.block_on(async { assert!(until(&timers, TIMEOUT).ptr_eq(&ends)) });
+        drop(one);
+        other.block_on(async {
+            assert!(until(&timers, TIMEOUT).ptr_eq(&stays));
+            stays.await;
+        });
     }
 }
