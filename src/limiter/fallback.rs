@@ -437,8 +437,9 @@ impl Fallback {
         if known.own().is_none() && !has_forgotten {
             return None;
         }
-        let Outage { own, forgotten: _forgotten, .. } =
-            known.outage.take().map(|outage| *outage).unwrap_or_default();
+        let outage = known.outage.as_mut();
+        let (own, _forgotten) =
+            outage.map(|outage| (outage.own.take(), outage.forgotten.take())).unwrap_or_default();
         let limit = *known.limit;
         let mut corrections = Corrections::new();
         if has_forgotten {

@@ -170,6 +170,38 @@ fn after_an_outage_the_store_holds_what_was_used() {
 }
 
 #[test]
+fn of_an_outage_that_is_over_nothing_is_kept() {
+    let mut fleet = Fleet::new(1);
+    let has_outage = |fleet: &Fleet| {
+        let known = |_: &mut Bucket, known: &mut Beside, _| known.as_ref().unwrap().outage.is_some();
+        fleet.replicas[0].buckets.with(key(1), known).unwrap()
+    };
+    fleet.ask(0, charge(1));
+    assert!(!has_outage(&fleet));
+    fleet.alone(0, charge(1));
+    assert!(has_outage(&fleet));
+    fleet.ask(0, charge(1));
+    assert!(!has_outage(&fleet), "it has been told, and has answered");
+}
+
+#[test]
+fn buckets_of_equal_limits_know_one() {
+    let mut fleet = Fleet::new(1);
+    let limit = |fleet: &Fleet, bucket: u128| {
+        let limit = |_: &mut Bucket, known: &mut Beside, _| Arc::clone(&known.as_ref().unwrap().limit);
+        fleet.replicas[0].buckets.with(key(bucket), limit).unwrap()
+    };
+    fleet.ask(0, charge(1));
+    fleet.alone(0, charge(2));
+    assert!(Arc::ptr_eq(&limit(&fleet, 1), &limit(&fleet, 2)));
+    let burst = NonZeroU32::new(7).unwrap();
+    let other = |bucket| Charge { limit: charge(1).limit.with_burst(burst), ..charge(bucket) };
+    fleet.ask(0, other(1));
+    fleet.alone(0, other(2));
+    assert_eq!([1, 2].map(|bucket| *limit(&fleet, bucket)), [other(1).limit; 2], "the one that it had last");
+}
+
+#[test]
 fn what_has_flowed_back_meanwhile_is_not_owed() {
     let mut fleet = Fleet::new(1);
     for _ in 0..3_600 {

@@ -186,7 +186,7 @@ impl Node {
         };
         // Of what is above, nothing is kept in the meantime.
         let answer = match asked {
-            Ok((pending, timer)) => pending.by(deadline, timer).await,
+            Ok((pending, timer)) => pending.by(timer).await,
             Err(error) => Err(error.into()),
         };
         if let Err(failure) = &answer {
@@ -220,7 +220,7 @@ impl Node {
         let part = slot.map_or(Part::ONLY, Part::of_slot);
         let deadline = clock::instant() + within;
         let (pending, timer) = self.ask(part, charges, deadline)?;
-        match pending.by(deadline, timer).await {
+        match pending.by(timer).await {
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.error),
         }
@@ -337,7 +337,8 @@ impl Node {
         }
     }
 
-    /// Queues a request of at least one charge. With the answer that is to come is the timer for its deadline.
+    /// Queues a request of at least one charge. With the answer that is to come is the timer that it is waited for: due at
+    /// the deadline, or a little sooner.
     fn ask(
         self: &Arc<Self>,
         part: Part,
@@ -359,11 +360,12 @@ impl Node {
             return Err(StoreError::Unsent);
         }
         let desk = self.desks.own();
-        let (answer, lane) = desk.queue.push(part, charges, deadline, now)?;
+        let timer = desk.timers.until(deadline, now);
+        let (answer, lane) = desk.queue.push(part, charges, timer.due, now)?;
         if let Some(lane) = lane {
             desk.runtime.spawn(run(Arc::clone(self), Arc::clone(desk), lane));
         }
-        Ok((Pending(answer), desk.timers.until(deadline, now)))
+        Ok((Pending(answer), timer))
     }
 
     fn disconnected(&self) -> StoreError {

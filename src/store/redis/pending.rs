@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::queue::Answer;
 use super::script::{Answered, Decided};
@@ -51,12 +51,13 @@ impl Pending {
         read(self.0.await)
     }
 
-    /// The answer, if it comes by a deadline, at which this timer fires or a little sooner.
-    pub(super) async fn by(mut self, deadline: Instant, timer: Timer) -> Result<Answered, Failure> {
+    /// The answer, if it comes before this timer fires.
+    pub(super) async fn by(mut self, timer: Timer) -> Result<Answered, Failure> {
+        let deadline = timer.due;
         tokio::select! {
             biased;
             answer = &mut self.0 => return read(answer).map_err(Failure::from),
-            () = timer => {}
+            () = timer.fires() => {}
         }
         let stalled = clock::instant().saturating_duration_since(deadline) > STALL;
         if stalled && let Ok(answer) = timeout_at(clock::instant() + GRACE, &mut self.0).await {

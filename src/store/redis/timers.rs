@@ -14,8 +14,19 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// So much of the time until its deadline a call may do without, one part of so many: for as long calls come together.
 const LESS: u32 = 16;
 
-/// A deadline, whoever else has it.
-pub(super) type Timer = Shared<Sleep>;
+/// The deadline of calls that come together.
+#[derive(Clone, Debug)]
+pub(super) struct Timer {
+    pub(super) due: Instant,
+    fires: Shared<Sleep>,
+}
+
+impl Timer {
+    /// Returns when it is due.
+    pub(super) async fn fires(self) {
+        self.fires.await;
+    }
+}
 
 /// The timers of a desk.
 #[derive(Debug, Default)]
@@ -30,7 +41,7 @@ struct Last {
 }
 
 impl Timers {
-    /// One that fires at a deadline, or that others have who came shortly before: then a little sooner.
+    /// One that is due at a deadline, or that others have who came shortly before: then a little sooner.
     pub(super) fn until(&self, deadline: Instant, now: Instant) -> Timer {
         let runtime = Handle::current().id();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,19 +50,19 @@ impl Timers {
         if let Some(last) = &last
             && last.due <= deadline
             && deadline.saturating_duration_since(last.due) <= less
-            && let Some(timer) = last.timer.upgrade()
+            && let Some(fires) = last.timer.upgrade()
         {
-            return timer;
+            return Timer { due: last.due, fires };
         }
-        let timer = sleep_until(deadline).shared();
-        if let Some(weak) = timer.downgrade() {
+        let fires = sleep_until(deadline).shared();
+        if let Some(weak) = fires.downgrade() {
             let this = Last { runtime, due: deadline, timer: weak };
             match last {
                 Some(last) => *last = this,
                 None => all.push(this),
             }
         }
-        timer
+        Timer { due: deadline, fires }
     }
 }
 
@@ -69,7 +80,9 @@ mod tests {
     /// How long a timer that is asked for now takes to fire.
     async fn fires(timers: &Timers) -> Duration {
         let now = clock::instant();
-        timers.until(now + TIMEOUT, now).await;
+        let timer = timers.until(now + TIMEOUT, now);
+        assert!(timer.due <= now + TIMEOUT && timer.due >= now + TIMEOUT * 15 / 16);
+        timer.fires().await;
         clock::instant() - now
     }
 
@@ -84,7 +97,7 @@ mod tests {
         let first = until(&timers, TIMEOUT);
         for millis in 0..40 {
             let timer = until(&timers, TIMEOUT);
-            assert_eq!(timer.ptr_eq(&first), millis <= 10, "{millis}");
+            assert_eq!(timer.fires.ptr_eq(&first.fires), millis <= 10, "{millis}");
             advance(Duration::from_millis(1)).await;
         }
         for _ in 0..40 {
@@ -93,7 +106,7 @@ mod tests {
                 fires(&timers).await
             });
             for took in [one, other] {
-                assert!(took > TIMEOUT * 14 / 16 && took <= TIMEOUT + Duration::from_millis(2), "{took:?}");
+                assert!(took >= TIMEOUT * 15 / 16 && took <= TIMEOUT + Duration::from_millis(2), "{took:?}");
             }
         }
     }
@@ -102,14 +115,17 @@ mod tests {
     async fn a_timer_that_nobody_waits_for_has_fired_or_is_of_other_calls_is_not_shared() {
         let timers = Timers::default();
         let first = until(&timers, TIMEOUT);
-        assert!(!first.ptr_eq(&until(&timers, TIMEOUT * 2)), "longer");
+        assert!(!first.fires.ptr_eq(&until(&timers, TIMEOUT * 2).fires), "longer");
         let again = until(&timers, TIMEOUT);
-        assert!(!first.ptr_eq(&until(&timers, TIMEOUT / 2)) && !again.ptr_eq(&first), "shorter");
+        assert!(
+            !first.fires.ptr_eq(&until(&timers, TIMEOUT / 2).fires) && !again.fires.ptr_eq(&first.fires),
+            "shorter"
+        );
         let kept = until(&timers, TIMEOUT);
         drop(kept);
         assert!(fires(&timers).await >= TIMEOUT, "the last one has gone with who waited");
         let spent = until(&timers, TIMEOUT);
-        spent.clone().await;
+        spent.clone().fires().await;
         assert!(fires(&timers).await >= TIMEOUT, "this one has fired");
         drop(spent);
     }
@@ -117,16 +133,18 @@ mod tests {
     #[test]
     fn each_runtime_has_timers_of_its_own_which_another_that_ends_leaves_alone() {
         let timers = Timers::default();
-        let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+        };
         let (one, other) = (runtime(), runtime());
         let ends = one.block_on(async { until(&timers, TIMEOUT) });
         let stays = other.block_on(async { until(&timers, TIMEOUT) });
-        assert!(!ends.ptr_eq(&stays));
-        one.block_on(async { assert!(until(&timers, TIMEOUT).ptr_eq(&ends)) });
+        assert!(!ends.fires.ptr_eq(&stays.fires));
+        one.block_on(async { assert!(until(&timers, TIMEOUT).fires.ptr_eq(&ends.fires)) });
         drop(one);
         other.block_on(async {
-            assert!(until(&timers, TIMEOUT).ptr_eq(&stays));
-            stays.await;
+            assert!(until(&timers, TIMEOUT).fires.ptr_eq(&stays.fires));
+            stays.fires().await;
         });
     }
 }
