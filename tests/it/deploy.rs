@@ -251,7 +251,7 @@ fn the_manifests_fit_together_and_their_rules_load() {
     };
     assert_eq!(container["resources"]["limits"]["memory"], "1Gi");
     // What RUNNING.md says of each, and 64 MiB for all else.
-    let needed = variable("WEIR_MAX_BUCKETS") * 350 + variable("WEIR_MAX_CONNECTIONS") * 35_000 + (64 << 20);
+    let needed = variable("WEIR_MAX_BUCKETS") * 600 + variable("WEIR_MAX_CONNECTIONS") * 35_000 + (64 << 20);
     assert!(needed < 1 << 30, "{needed} bytes may be needed");
     assert_eq!(pod["volumes"][0]["configMap"]["name"], kind("ConfigMap")["metadata"]["name"]);
     for (name, rules) in kind("ConfigMap")["data"].as_object().unwrap() {
