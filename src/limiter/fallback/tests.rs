@@ -185,6 +185,24 @@ fn of_an_outage_that_is_over_nothing_is_kept() {
 }
 
 #[test]
+fn what_the_store_is_being_told_stays_so_when_there_is_nothing_more_to_tell() {
+    let mut fleet = Fleet::new(1);
+    fleet.ask(0, charge(1));
+    fleet.alone(0, charge(1));
+    let on_its_way = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
+    fleet.alone(0, hits(Hits::Peek));
+    let fallback = &fleet.replicas[0];
+    // As for a request's second charge to the bucket.
+    let more = |bucket: &mut Bucket, known: &mut Beside, now| {
+        fallback.take_over(key(1), bucket, known.as_mut().unwrap(), fleet.epoch, now).is_some()
+    };
+    assert_eq!(fallback.buckets.with(key(1), more), Some(false));
+    assert!(fallback.hand_over(&[charge(1)], fleet.epoch).is_err(), "others wait until it has arrived");
+    drop(on_its_way);
+    assert!(fallback.hand_over(&[charge(1)], fleet.epoch).is_ok());
+}
+
+#[test]
 fn buckets_of_equal_limits_know_one() {
     let mut fleet = Fleet::new(1);
     let limit = |fleet: &Fleet, bucket: u128| {

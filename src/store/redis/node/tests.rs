@@ -109,6 +109,26 @@ async fn a_batch_that_ends_by_an_error_of_ours_gives_its_lane_back_and_those_tha
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_has_another_ones_timer_is_not_sent_after_that_is_due() {
+    let server = RedisServer::start();
+    let node = connected(&server).await;
+    let queue = &node.desks.own().queue;
+    let named = || NamedCharge { charge: take(1), name: Bytes::from_static(b"weir:one") };
+    let charges = || [named()].into_iter().collect::<super::super::queue::Charges>();
+    let now = clock::instant();
+    let push = || queue.push(Part::ONLY, charges(), now, now).unwrap();
+    let (_one, lane) = push();
+    let (_other, _taken) = push();
+    let (first, timer) = node.ask(Part::ONLY, charges(), now + PATIENCE).unwrap();
+    let (second, shared) = node.ask(Part::ONLY, charges(), now + PATIENCE + PATIENCE / 20).unwrap();
+    assert_eq!(shared.due, timer.due);
+    assert!(queue.next(&mut lane.into_iter().next(), shared.due).is_empty());
+    for late in [first, second] {
+        assert_eq!(late.outcome().await, Err(StoreError::Unsent));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_probe_writes_leaves_nothing_behind_and_fails_where_calls_would() {
     let server = RedisServer::start();
     let node = connected(&server).await;
