@@ -82,9 +82,9 @@ struct Outage {
 }
 
 impl Outage {
-    /// Whether nothing of it matters any more.
-    fn is_over(&self) -> bool {
-        self.own.is_none() && self.forgotten.is_none() && self.told.strong_count() == 0
+    /// Whether the store has yet to be told of something, and nobody does.
+    fn owes(&self) -> bool {
+        self.own.is_some() || self.forgotten.is_some()
     }
 }
 
@@ -242,8 +242,8 @@ impl Fallback {
         let limit = &charge.limit;
         self.buckets.put(charge.bucket, limit, |bucket, beside, now| {
             match beside {
-                // Decided on here in the meantime: what the store said is told of by the next request.
-                Some(known) if known.own().is_some() => return,
+                // Decided on here in the meantime, or not told of: the next request tells, and learns.
+                Some(known) if known.outage.as_ref().is_some_and(|outage| outage.owes()) => return,
                 // Answers may overtake each other on their way.
                 Some(known) if known.epoch == epoch && known.said > at => return,
                 Some(known) => {
@@ -251,7 +251,7 @@ impl Fallback {
                         known.limit = self.limits.one(limit);
                     }
                     (known.epoch, known.said) = (epoch, at);
-                    known.outage.take_if(|outage| outage.is_over());
+                    known.outage.take_if(|outage| outage.told.strong_count() == 0);
                 }
                 None => {
                     let known = beside.insert(Known::new(name, self.limits.one(limit), epoch));

@@ -426,8 +426,12 @@ fn what_could_not_be_handed_over_is_still_owed() {
     assert_eq!(fleet.admitted_alone(0, charge(1), 10), 10);
     let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     assert_eq!(fleet.replicas[0].owing(), 1, "as long as it is on its way");
+    let now = fleet.clock.now();
+    fleet.replicas[0].learn(&charge(1), &name(&charge(1)), Bucket::FULL, now, fleet.epoch);
     assert!(fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).is_err(), "not twice at a time");
     fleet.replicas[0].put_back(handed);
+    // Nor does an answer that comes now tell of what was used here.
+    fleet.replicas[0].learn(&charge(1), &name(&charge(1)), Bucket::FULL, now, fleet.epoch);
     assert_eq!(fleet.replicas[0].owing(), 1);
 
     // In between there may have been more.
@@ -444,6 +448,10 @@ fn what_could_not_be_handed_over_is_still_owed() {
     fleet.epoch += 1;
     let handed = fleet.replicas[0].hand_over(&[charge(1)], fleet.epoch).unwrap();
     fleet.replicas[0].put_back(handed);
+    // And when somebody is answered who asked before that.
+    let now = fleet.clock.now();
+    fleet.replicas[0].learn(&charge(1), &name(&charge(1)), Bucket::FULL, now, fleet.epoch);
+    assert_eq!(fleet.replicas[0].owing(), 1);
     fleet.sweep(0);
     assert_eq!(fleet.left(charge(1)), 27);
 }
