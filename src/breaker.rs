@@ -339,8 +339,9 @@ impl Breaker {
         }
     }
 
-    /// Probes the store whenever that is due, for ever. `probe` says why it failed; it has to end by itself.
-    pub async fn keep_probing<P, E>(&self, probe: impl Fn() -> P)
+    /// Probes the store whenever that is due, for ever. `probe` says why it failed, and `reason` what that is called where a
+    /// circuit opens: what keeps it open may be something else. A probe has to end by itself.
+    pub async fn keep_probing<P, E>(&self, probe: impl Fn() -> P, reason: impl Fn(&E) -> &'static str)
     where
         P: Future<Output = Result<(), E>>,
         E: fmt::Display,
@@ -364,7 +365,14 @@ impl Breaker {
                     self.openings.fetch_add(1, Ordering::Relaxed);
                     let open_for = remaining(circuit.next_probe());
                     // In other words than its opening, which is said once however long it lasts.
-                    tracing::info!(store = self.name, %error, ?open_for, "circuit stays open: a probe failed");
+                    let reason = reason(&error);
+                    tracing::info!(
+                        store = self.name,
+                        reason,
+                        %error,
+                        ?open_for,
+                        "circuit stays open: a probe failed"
+                    );
                 }
             }
             if circuit.state() == State::Closed {

@@ -290,11 +290,14 @@ fn tended(answer: &Rc<Cell<bool>>) -> (Rc<Breaker>, Rc<RefCell<Vec<Instant>>>, t
         let (breaker, probes, answer) = (Rc::clone(&breaker), Rc::clone(&probes), Rc::clone(answer));
         tokio::task::spawn_local(async move {
             breaker
-                .keep_probing(|| async {
-                    probes.borrow_mut().push(clock::instant());
-                    tokio::time::sleep(10 * MILLI).await;
-                    if answer.get() { Ok(()) } else { Err("still gone") }
-                })
+                .keep_probing(
+                    || async {
+                        probes.borrow_mut().push(clock::instant());
+                        tokio::time::sleep(10 * MILLI).await;
+                        if answer.get() { Ok(()) } else { Err("still gone") }
+                    },
+                    |_| "gone",
+                )
                 .await;
         })
     };

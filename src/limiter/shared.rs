@@ -406,9 +406,6 @@ impl Shared {
         tokio::spawn(async move {
             match pending.outcome().await {
                 Ok(Answered { decision, .. }) => {
-                    let settled = &shared.settled;
-                    let count = if decision.denied { &settled.denied } else { &settled.admitted };
-                    count.fetch_add(1, Ordering::Relaxed);
                     let landed: SmallVec<[Charge; 4]> = charges
                         .into_iter()
                         .filter(|(at, charge)| {
@@ -420,6 +417,9 @@ impl Shared {
                         .map(|(_, charge)| charge)
                         .collect();
                     shared.fallback.landed(&landed, replicas, decided);
+                    let settled = &shared.settled;
+                    let count = if decision.denied { &settled.denied } else { &settled.admitted };
+                    count.fetch_add(1, Ordering::Relaxed);
                 }
                 // What nobody will ever know counts as not charged there: towards denying.
                 Err(error) => {

@@ -13,7 +13,7 @@ use tonic::Code as Grpc;
 use tonic::transport::Channel;
 use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
 
-use crate::support::redis::RedisServer;
+use crate::support::redis::{RedisServer, await_that};
 use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
@@ -331,8 +331,13 @@ async fn a_redis_that_stalls_is_waited_for_until_the_deadline_and_is_used_again_
     assert_eq!(take(&mut client, "x").await, 998);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     asleep.await.unwrap();
-    tokio::task::block_in_place(|| weir.await_closed());
-    // The call in between has landed there as well, late: it counts once.
+    // The call in between has landed there as well, late: once that is known, it counts once.
+    tokio::task::block_in_place(|| {
+        weir.await_closed();
+        await_that("the late reply has come", || {
+            weir.metric("weir_late_settled_total{result=\"admitted\"}") >= 1.0
+        });
+    });
     assert_eq!(take(&mut client, "x").await, 997);
 }
 

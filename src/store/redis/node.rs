@@ -649,7 +649,7 @@ async fn keep_probing(node: Weak<Node>) {
         }
         node.probe(node.tuning.timeout).await
     };
-    breaker.keep_probing(probe).await;
+    breaker.keep_probing(probe, |error: &StoreError| error.class().name()).await;
 }
 
 /// Tells the server every so often that this process is there, and learns who else is.

@@ -1,8 +1,8 @@
 //! A `weir serve` of its own process, on a port of its own.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Lines};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Lines, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
@@ -110,6 +110,16 @@ impl Weir {
     /// How often its log has said `text`.
     pub(crate) fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().matches(text).count()
+    }
+
+    /// What it says of a metric with these labels, as Prometheus reads it.
+    pub(crate) fn metric(&self, sample: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.http()).expect("it serves HTTP");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let value = answer.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{sample} is not in\n{answer}")).parse().unwrap()
     }
 
     /// What its log has said.
