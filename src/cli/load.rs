@@ -194,6 +194,7 @@ impl Load {
             "calls": tally.answered() + tally.failed(),
             "calls_per_second": report.per_second(),
             "ok": tally.ok(),
+            "unlimited": tally.unlimited(),
             "over": tally.over(),
             "errors": tally.failed(),
             "errors_by_kind": failures,
@@ -258,6 +259,10 @@ fn text(plan: &Plan, report: &Report) -> String {
         tally.failed(),
     );
     // Writing to a String does not fail.
+    if tally.unlimited() > 0 {
+        let explain = if tally.unlimited() == tally.ok() { "; `weir explain` says why" } else { "" };
+        _ = writeln!(text, "  {} of the ok met no limit{explain}", tally.unlimited());
+    }
     for (failure, count) in tally.failures() {
         _ = writeln!(text, "  {count} of the errors: {failure}");
     }

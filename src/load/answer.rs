@@ -1,4 +1,5 @@
-//! What of an answer is read: whether the request may pass. Everything else is passed over, but has to be well-formed.
+//! What of an answer is read: whether the request may pass, and whether there was a limit to it. Everything else is passed
+//! over, but has to be well-formed.
 
 use super::tally::Failure;
 use crate::proto::Code;
@@ -6,43 +7,77 @@ use crate::proto::Code;
 /// What an answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
+    /// It may pass.
     Ok,
+    /// It may pass, and the server tells of no limit that it met.
+    Unlimited,
     Over,
 }
 
 /// What the body of an answer says: one gRPC message, which is not compressed.
 pub(super) fn verdict(body: &[u8]) -> Result<Verdict, Failure> {
-    overall_code(body).ok_or(Failure::Unreadable)
+    read(body).ok_or(Failure::Unreadable)
 }
 
-fn overall_code(body: &[u8]) -> Option<Verdict> {
+fn read(body: &[u8]) -> Option<Verdict> {
     let (frame, mut message) = body.split_first_chunk::<5>()?;
     let [compressed, length @ ..] = frame;
     if *compressed != 0 || usize::try_from(u32::from_be_bytes(*length)).ok()? != message.len() {
         return None;
     }
-    let mut code = None;
+    let (mut code, mut is_limited) = (None, false);
     while !message.is_empty() {
-        let tag = varint(&mut message)?;
-        match (tag >> 3, tag & 7) {
-            (0, _) => return None,
-            (1, 0) => code = Some(varint(&mut message)?),
-            (_, 0) => _ = varint(&mut message)?,
-            (_, 1) => message = message.get(8..)?,
-            (_, 2) => {
-                let length = usize::try_from(varint(&mut message)?).ok()?;
-                message = message.get(length..)?;
-            }
-            (_, 5) => message = message.get(4..)?,
-            // Groups are of protobuf's past.
-            _ => return None,
+        match field(&mut message)? {
+            (1, Value::Number(number)) => code = Some(number),
+            (2, Value::Bytes(status)) if !is_limited => is_limited = has_limit(status)?,
+            _ => {}
         }
     }
     match Code::try_from(i32::try_from(code?).ok()?).ok()? {
-        Code::Ok => Some(Verdict::Ok),
+        Code::Ok if is_limited => Some(Verdict::Ok),
+        Code::Ok => Some(Verdict::Unlimited),
         Code::OverLimit => Some(Verdict::Over),
         Code::Unknown => None,
     }
+}
+
+/// Whether the status of a descriptor tells of a limit.
+fn has_limit(mut status: &[u8]) -> Option<bool> {
+    while !status.is_empty() {
+        if let (2, Value::Bytes(_)) = field(&mut status)? {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+/// What a field of a message holds.
+enum Value<'m> {
+    Number(u64),
+    Bytes(&'m [u8]),
+    /// A number of so many bytes, whatever it is.
+    Fixed,
+}
+
+/// Reads a field of protobuf: its number, and what it holds.
+fn field<'m>(message: &mut &'m [u8]) -> Option<(u64, Value<'m>)> {
+    let tag = varint(message)?;
+    let value = match tag & 7 {
+        0 => Value::Number(varint(message)?),
+        2 => {
+            let length = usize::try_from(varint(message)?).ok()?;
+            let (bytes, rest) = message.split_at_checked(length)?;
+            *message = rest;
+            Value::Bytes(bytes)
+        }
+        fixed @ (1 | 5) => {
+            *message = message.get(if fixed == 1 { 8 } else { 4 }..)?;
+            Value::Fixed
+        }
+        // Groups are of protobuf's past.
+        _ => return None,
+    };
+    (tag >> 3 != 0).then_some((tag >> 3, value))
 }
 
 /// Reads a number of up to 64 bits.
@@ -64,7 +99,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::proto::{DescriptorStatus, HeaderValue, RateLimitResponse};
+    use crate::proto::{DescriptorStatus, HeaderValue, RateLimit, RateLimitResponse};
 
     fn framed(message: &[u8]) -> Vec<u8> {
         let length = u32::try_from(message.len()).unwrap();
@@ -72,12 +107,18 @@ mod tests {
     }
 
     fn response(code: Code) -> Vec<u8> {
+        told(code, Some(RateLimit { requests_per_unit: 300, ..RateLimit::default() }))
+    }
+
+    /// An answer on three descriptors, of which the last has this limit.
+    fn told(code: Code, current_limit: Option<RateLimit>) -> Vec<u8> {
         let header = HeaderValue { key: "retry-after".into(), value: "7".into(), ..HeaderValue::default() };
         let status =
             DescriptorStatus { code: code.into(), limit_remaining: 300, ..DescriptorStatus::default() };
+        let limited = DescriptorStatus { current_limit, ..status.clone() };
         let response = RateLimitResponse {
             overall_code: code.into(),
-            statuses: vec![status; 3],
+            statuses: vec![status.clone(), status, limited],
             response_headers_to_add: vec![header],
             ..RateLimitResponse::default()
         };
@@ -88,6 +129,9 @@ mod tests {
     fn an_answer_says_ok_or_over() {
         assert_eq!(verdict(&response(Code::Ok)), Ok(Verdict::Ok));
         assert_eq!(verdict(&response(Code::OverLimit)), Ok(Verdict::Over));
+        assert_eq!(verdict(&told(Code::Ok, None)), Ok(Verdict::Unlimited));
+        assert_eq!(verdict(&told(Code::OverLimit, None)), Ok(Verdict::Over));
+        assert_eq!(verdict(&framed(&[8, 1])), Ok(Verdict::Unlimited), "no descriptor at all");
     }
 
     #[test]
@@ -110,6 +154,7 @@ mod tests {
             framed(&[]),
             framed(&[8, 3]),
             framed(&[8, 1, 0x0b]),
+            framed(&[8, 1, 0x12, 1, 0x12]),
             framed(&[8, 1, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
             framed(&[0xff; 12]),
         ] {

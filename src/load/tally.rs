@@ -46,6 +46,8 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub(crate) struct Tally {
     ok: u64,
+    /// Of those that were let through.
+    unlimited: u64,
     over: u64,
     failures: BTreeMap<Failure, u64>,
     /// In nanoseconds, of all calls: also of those that failed.
@@ -61,7 +63,7 @@ impl Default for Tally {
         const DIGITS: u8 = 3;
 
         let latencies = Histogram::new_with_bounds(1, LONGEST, DIGITS).expect("the bounds are possible");
-        Self { ok: 0, over: 0, failures: BTreeMap::new(), latencies, last_answer: None }
+        Self { ok: 0, unlimited: 0, over: 0, failures: BTreeMap::new(), latencies, last_answer: None }
     }
 }
 
@@ -70,6 +72,10 @@ impl Tally {
     pub(super) fn count(&mut self, result: Result<Verdict, Failure>, due: Instant, now: Instant) {
         match result {
             Ok(Verdict::Ok) => self.ok += 1,
+            Ok(Verdict::Unlimited) => {
+                self.ok += 1;
+                self.unlimited += 1;
+            }
             Ok(Verdict::Over) => self.over += 1,
             Err(failure) => *self.failures.entry(failure).or_default() += 1,
         }
@@ -83,6 +89,7 @@ impl Tally {
     /// Adds what another one has.
     pub(super) fn add(&mut self, other: &Self) {
         self.ok += other.ok;
+        self.unlimited += other.unlimited;
         self.over += other.over;
         for (failure, count) in &other.failures {
             *self.failures.entry(*failure).or_default() += count;
@@ -100,6 +107,11 @@ impl Tally {
     /// Calls that were let through.
     pub(crate) fn ok(&self) -> u64 {
         self.ok
+    }
+
+    /// Those of them that met no limit, as far as the server tells.
+    pub(crate) fn unlimited(&self) -> u64 {
+        self.unlimited
     }
 
     /// Calls that were denied.
@@ -150,15 +162,17 @@ mod tests {
     #[test]
     fn calls_are_counted_by_what_became_of_them_and_latencies_to_a_thousandth() {
         let due = clock::stopwatch();
-        let mut tally = Tally::default();
-        let mut other = Tally::default();
+        let (mut tally, mut other) = (Tally::default(), Tally::default());
         for micros in 1..=1_000 {
-            tally.count(Ok(Verdict::Ok), due, due + Duration::from_micros(micros));
+            let passed = if micros <= 100 { Verdict::Unlimited } else { Verdict::Ok };
+            tally.count(Ok(passed), due, due + Duration::from_micros(micros));
             other.count(Ok(Verdict::Over), due, due + Duration::from_micros(1_000 + micros));
         }
-        other.count(Err(Failure::Lost), due, due + Duration::from_secs(3));
-        tally.add(&other);
+        tally.count(Err(Failure::Lost), due, due + Duration::from_secs(3));
+        other.add(&tally);
+        let mut tally = other;
         assert_eq!((tally.ok(), tally.over(), tally.answered(), tally.failed()), (1_000, 1_000, 2_000, 1));
+        assert_eq!(tally.unlimited(), 100);
         assert_eq!(tally.failures().collect::<Vec<_>>(), [(Failure::Lost, 1)]);
         let near = |percent, expected: f64| {
             let is = tally.percentile(percent).as_secs_f64() * 1e6;

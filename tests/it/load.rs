@@ -101,6 +101,7 @@ fn what_a_load_counts_is_what_the_limit_admits() {
         assert_eq!((number(&result, "ok"), number(&result, "errors")), (admitted, 0), "{result}");
         assert!(number(&result, "over") > 0, "{result}");
         assert_eq!(number(&result, "calls"), number(&result, "ok") + number(&result, "over"));
+        assert_eq!(number(&result, "unlimited"), 0, "{result}");
     }
     let hits = |hits, keys| {
         load(weir.grpc(), &["--json", "--seconds", "2", "--in-turn", "--hits", hits, "--keys", keys]).json()
@@ -108,6 +109,20 @@ fn what_a_load_counts_is_what_the_limit_admits() {
     assert_eq!(number(&hits("25", "200"), "ok"), 400);
     let result = hits("0", "10000");
     assert_eq!((number(&result, "over"), number(&result, "errors")), (0, 0), "{result}");
+}
+
+#[test]
+fn calls_that_no_limit_was_applied_to_are_told_apart() {
+    let (weir, _rules) = weir();
+    let other = load(weir.grpc(), &["--key", "usr", "--rate", "50", "--seconds", "1"]);
+    assert!(other.printed.contains("; 50 ok, 0 over"), "{}", other.printed);
+    assert!(
+        other.printed.contains("  50 of the ok met no limit; `weir explain` says why\n"),
+        "{}",
+        other.printed
+    );
+    let result = load(weir.grpc(), &["--key", "usr", "--rate", "50", "--seconds", "1", "--json"]).json();
+    assert_eq!((number(&result, "ok"), number(&result, "unlimited")), (50, 50), "{result}");
 }
 
 #[test]
@@ -120,6 +135,7 @@ fn results_are_told_as_text_and_as_json_and_progress_beside_them() {
     for part in [" calls/s: ", " ok, 0 over, 0 errors", "latency  p50 ", "  p99.99 ", "  max ", "own CPU "] {
         assert!(ended.printed.contains(part), "{part} in {}", ended.printed);
     }
+    assert!(!ended.printed.contains("no limit"), "{}", ended.printed);
     assert_eq!(ended.error.lines().count(), 2, "{}", ended.error);
 
     let ended = load(weir.grpc(), &[&arguments[..], &["--json", "--quiet"]].concat());
