@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use weir::settings::Settings;
 
+use crate::support::http::{Answer, get, parse, send};
 use crate::support::server::{Server, rules, settings};
 use crate::support::weir::Weir;
 
@@ -24,51 +25,6 @@ descriptors:
 
 /// How long a test waits for what should come soon.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A response: its status, its head in small letters, and its body.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-    }
-
-    fn json(&self) -> Value {
-        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    fn error(&self) -> String {
-        self.json()["error"].as_str().expect("an error").to_owned()
-    }
-}
-
-/// Sends bytes on a connection of their own, and reads the answer to its end.
-async fn send(to: SocketAddr, bytes: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(to).await.unwrap();
-    // A server that has seen enough may close before all is sent.
-    _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
-    parse(&answer)
-}
-
-fn parse(answer: &[u8]) -> Answer {
-    let answer = String::from_utf8_lossy(answer);
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP: {answer:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer { status, head: head.to_lowercase(), body: body.to_owned() }
-}
-
-async fn get(to: SocketAddr, path: &str, headers: &str) -> Answer {
-    send(to, format!("GET {path} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n{headers}\r\n").as_bytes())
-        .await
-}
 
 async fn post(to: SocketAddr, body: impl AsRef<[u8]>) -> Answer {
     let body = body.as_ref();

@@ -1,8 +1,8 @@
 //! A `weir serve` of its own process, on a port of its own.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Lines, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Lines};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use super::http;
 
 /// How long a start or a stop may take before the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -112,14 +114,11 @@ impl Weir {
         self.log.lock().unwrap().matches(text).count()
     }
 
-    /// What it says of a metric with these labels, as Prometheus reads it.
-    pub(crate) fn metric(&self, sample: &str) -> f64 {
-        let mut stream = TcpStream::connect(self.http()).expect("it serves HTTP");
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let value = answer.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        value.unwrap_or_else(|| panic!("{sample} is not in\n{answer}")).parse().unwrap()
+    /// What it counts, by the name and labels that Prometheus reads.
+    pub(crate) async fn metric(&self, sample: &str) -> f64 {
+        let metrics = http::get(self.http(), "/metrics", "").await.body;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{sample} is not in\n{metrics}")).parse().unwrap()
     }
 
     /// What its log has said.
