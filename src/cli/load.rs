@@ -260,8 +260,7 @@ fn text(plan: &Plan, report: &Report) -> String {
     );
     // Writing to a String does not fail.
     if tally.unlimited() > 0 {
-        let explain = if tally.unlimited() == tally.ok() { "; `weir explain` says why" } else { "" };
-        _ = writeln!(text, "  {} of the ok met no limit{explain}", tally.unlimited());
+        _ = writeln!(text, "  {} of the ok met no limit: see `weir explain`", tally.unlimited());
     }
     for (failure, count) in tally.failures() {
         _ = writeln!(text, "  {count} of the errors: {failure}");

@@ -55,7 +55,7 @@ fn has_limit(mut status: &[u8]) -> Option<bool> {
 enum Value<'m> {
     Number(u64),
     Bytes(&'m [u8]),
-    /// A number of so many bytes, whatever it is.
+    /// A number of four or eight bytes, whatever it is.
     Fixed,
 }
 
@@ -70,8 +70,12 @@ fn field<'m>(message: &mut &'m [u8]) -> Option<(u64, Value<'m>)> {
             *message = rest;
             Value::Bytes(bytes)
         }
-        fixed @ (1 | 5) => {
-            *message = message.get(if fixed == 1 { 8 } else { 4 }..)?;
+        1 => {
+            *message = message.get(8..)?;
+            Value::Fixed
+        }
+        5 => {
+            *message = message.get(4..)?;
             Value::Fixed
         }
         // Groups are of protobuf's past.
@@ -132,6 +136,8 @@ mod tests {
         assert_eq!(verdict(&told(Code::Ok, None)), Ok(Verdict::Unlimited));
         assert_eq!(verdict(&told(Code::OverLimit, None)), Ok(Verdict::Over));
         assert_eq!(verdict(&framed(&[8, 1])), Ok(Verdict::Unlimited), "no descriptor at all");
+        let unknown = [0x1d, 0, 0, 0, 0, 0x19, 0, 0, 0, 0, 0, 0, 0, 0, 8, 2];
+        assert_eq!(verdict(&framed(&unknown)), Ok(Verdict::Over), "after fields of other versions");
     }
 
     #[test]
@@ -155,6 +161,8 @@ mod tests {
             framed(&[8, 3]),
             framed(&[8, 1, 0x0b]),
             framed(&[8, 1, 0x12, 1, 0x12]),
+            framed(&[8, 1, 0x0d, 0, 0, 0]),
+            framed(&[8, 1, 0x09, 0, 0, 0, 0, 0, 0, 0]),
             framed(&[8, 1, 0x12, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
             framed(&[0xff; 12]),
         ] {
