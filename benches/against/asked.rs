@@ -40,7 +40,8 @@ impl Ask {
         Self { key, keys, descriptors: 1, connections: 4, streams: 64, rate: None, in_turn: false, seconds }
     }
 
-    /// Asks; a call that fails ends the bench, since what it measured would be something else.
+    /// Asks, and returns when the server has nothing more to do. A call that fails ends the bench, since what it measured
+    /// would be something else.
     pub fn of(self, server: &Server) -> Asked {
         let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
         command.args(["load", "--json", "--quiet", "--domain", "bench", "--key", self.key]);
@@ -61,6 +62,7 @@ impl Ask {
         }
         command.args(["--target", &server.address.to_string()]).stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = command.output().unwrap();
+        server.rest();
         let text = String::from_utf8(output.stdout).unwrap();
         let result: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{command:?} says {text}"));
         let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("no number in {result}"));

@@ -103,6 +103,25 @@ impl Server {
         self.process.cpu()
     }
 
+    /// Waits until it has nothing more to do: what it does behind its answers, such as telling Redis of what was decided
+    /// without it, would take the processor from whoever is asked next.
+    pub fn rest(&self) {
+        const LOOK: Duration = Duration::from_millis(200);
+        /// What is there at rest too: a heartbeat, and ticks being coarse.
+        const LITTLE: Duration = Duration::from_millis(10);
+
+        let mut before = self.cpu();
+        for _ in 0..PATIENCE.as_millis() / LOOK.as_millis() {
+            thread::sleep(LOOK);
+            let now = self.cpu();
+            if now - before <= LITTLE {
+                return;
+            }
+            before = now;
+        }
+        panic!("a server that nobody asks is still busy after {PATIENCE:?}");
+    }
+
     pub fn memory(&self) -> u64 {
         self.process.memory()
     }
