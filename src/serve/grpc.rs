@@ -94,7 +94,7 @@ impl Grpc {
             // A proxy that we have kept waiting gives up all of its calls at once. That is no attack, and must not cost it
             // the connection, with those that it still waits for.
             .max_pending_accept_reset_streams(usize::try_from(bounds.max_streams).ok())
-            // Callers of gRPC look for none, and it costs as much as reading the clock twice.
+            // No caller of gRPC looks for a `date`, and to tell it in each answer takes some 2% of the processor.
             .auto_date_header(false)
             .keep_alive_interval(bounds.keepalive)
             .keep_alive_timeout(bounds.keepalive_timeout);

@@ -53,6 +53,18 @@ async fn a_limit_is_reached_over_the_wire() {
     server.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn an_answer_has_no_headers_but_those_that_grpc_asks_for() {
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    let answer = server.client().await.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap();
+    let headers = answer.metadata().clone().into_headers();
+    let names: Vec<&str> = headers.keys().map(http::HeaderName::as_str).collect();
+    // tonic adds the trailers to them.
+    assert_eq!(names, ["content-type", "grpc-status"]);
+    server.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_callers_on_many_connections_are_admitted_exactly_as_often_as_the_limit_says() {
     let rules = rules(RULES);
