@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tracing::field::debug;
 
 use crate::clock;
 
@@ -327,13 +328,13 @@ impl Breaker {
         circuit.failed(clock::instant(), lot());
         if circuit.state() == State::Open && self.closed.swap(false, Ordering::AcqRel) {
             self.openings.fetch_add(1, Ordering::Relaxed);
-            let open_for = remaining(circuit.next_probe());
+            let open_for = remaining(circuit.next_probe()).map(debug);
             drop(circuit);
             self.opened.notify_one();
             tracing::warn!(
                 store = self.name,
                 reason,
-                ?open_for,
+                open_for,
                 "circuit opened: local buckets decide until it answers again"
             );
         }
@@ -363,14 +364,14 @@ impl Breaker {
                 Err(error) => {
                     circuit.probe_failed(clock::instant(), lot());
                     self.openings.fetch_add(1, Ordering::Relaxed);
-                    let open_for = remaining(circuit.next_probe());
+                    let open_for = remaining(circuit.next_probe()).map(debug);
                     // In other words than its opening, which is said once however long it lasts.
                     let reason = reason(&error);
                     tracing::info!(
                         store = self.name,
                         reason,
                         %error,
-                        ?open_for,
+                        open_for,
                         "circuit stays open: a probe failed"
                     );
                 }

@@ -502,6 +502,7 @@ async fn what_keeps_a_circuit_open_is_named_also_if_it_is_not_what_opened_it() {
         await_that("a probe meets a replica", || says("circuit stays open", "readonly"));
     });
     assert!(!says("circuit opened", "readonly"));
+    assert!(!weir.log().contains("Some("), "as Rust has it, not as its reader: {}", weir.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
