@@ -25,22 +25,28 @@
 
 local call, unpack_, pack, floor, ceil = redis.call, struct.unpack, struct.pack, math.floor, math.ceil
 local RECORD, TOKEN_BUCKET, WINDOWS, IN_DEBT, MOST = '<Bddd', 1, 2, 3, 2 ^ 53
+-- The kind of a charge that is taken, enforced, and the only one of its request.
+local ALONE = 32
+
+-- Not looked for among what is global each time.
+local keys = KEYS
+local number, note_millis, encoded_limits, encoded_charges, encoded_moments = unpack(ARGV)
 
 local first = 1
-if ARGV[1] == '0' then first = 0 end
-local buckets = #KEYS - first
-local limits, charges = #ARGV[3] / 33, #ARGV[4] / 13
+if number == '0' then first = 0 end
+local buckets = #keys - first
+local limits, charges = #encoded_limits / 33, #encoded_charges / 13
 if buckets < 1 or limits < 1 or charges < 1 or limits % 1 ~= 0 or charges % 1 ~= 0 then
   return redis.error_reply('ERR weir: a batch whose parts do not fit together')
 end
 
 local again
-local note = first == 1 and call('GET', KEYS[1])
+local note = first == 1 and call('GET', keys[1])
 if note then
-  local number, decided = note:match('^(%d+) (%a+)$')
-  if number == ARGV[1] then
+  local noted, decided = note:match('^(%d+) (%a+)$')
+  if noted == number then
     again = decided
-  elseif number and tonumber(number) > tonumber(ARGV[1]) then
+  elseif noted and tonumber(noted) > tonumber(number) then
     -- Given up by its sender, who has gone on: nobody waits for it, and its note would hide that of a newer one.
     return redis.error_reply('ERR weir: a batch that comes after a newer one')
   end
@@ -50,7 +56,7 @@ local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 -- Read each bucket once.
-local found = call('MGET', unpack(KEYS, first + 1))
+local found = call('MGET', unpack(keys, first + 1))
 
 -- A token bucket within its burst is three numbers. What else there is of a bucket is in `more`: of windows their counters,
 -- the newest first, and `length`, while `at` is when the newest began; of a debt the burst that it is above, `owed`.
@@ -219,42 +225,64 @@ local function make_the_rest()
   end
 end
 
+-- What is written of buckets that are not in the tables: records, and for how many milliseconds.
+local records, lefts = {}, {}
+
+-- How long a record is kept, which has no more to say in so many microseconds.
+local function millis(micros)
+  local left = ceil(micros / 1000)
+  if left < 1 then return 1 elseif left > 9007199254740 then return 9007199254740 end
+  return left
+end
+
+-- The token bucket that was found, within its burst: tokens in use, when that was, and the rate that it was written under.
+-- Nothing of a bucket that is something else, or cannot be read.
+local function tokens_of(i)
+  local record = records[i] or found[i]
+  if record == '' then return 0, 0, 0 end
+  if #record ~= 25 then return end
+  local kind, u, a, r = unpack_(RECORD, record)
+  -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
+  if kind == TOKEN_BUCKET and u >= 0 and u < MOST and a >= 0 and a <= MOST and r >= 0 and r < MOST and (r > 0 or u == 0) then
+    return u, a, r
+  end
+end
+
+-- Reads the bucket that was found into the tables.
+local function load(i)
+  local u, a, r = tokens_of(i)
+  used[i], at[i], rate[i] = u or 0, a or 0, r or 0
+  if not u and not bad[i] then
+    if not read then make_the_rest() end
+    if not read(i, found[i]) then bad[i], found[i] = true, 'x' end
+  end
+end
+
 local absent = {}
 for i = 1, buckets do
-  local record = found[i]
-  if not record then
-    used[i], at[i], rate[i], found[i] = 0, 0, 0, ''
-    absent[#absent + 1] = KEYS[i + first]
-  else
-    local kind, u, a, r
-    if #record == 25 then kind, u, a, r = unpack_(RECORD, record) end
-    -- All that the arithmetic can come to, and no infinity; what is no number compares with nothing.
-    if kind ~= TOKEN_BUCKET then
-      used[i], at[i], rate[i] = 0, 0, 0
-      if not read then make_the_rest() end
-      if not read(i, record) then bad[i], found[i] = true, 'x' end
-    elseif u >= 0 and u < MOST and a >= 0 and a <= MOST and r >= 0 and r < MOST and (r > 0 or u == 0) then
-      used[i], at[i], rate[i] = u, a, r
-    else
-      used[i], at[i], rate[i], bad[i], found[i] = 0, 0, 0, true, 'x'
-    end
+  if not found[i] then
+    found[i] = ''
+    absent[#absent + 1] = keys[i + first]
   end
 end
 
 -- A key of another type reads as nothing: those that read as nothing must not be there.
 if absent[1] and call('EXISTS', unpack(absent)) > 0 then
   for i = 1, buckets do
-    if found[i] == '' and call('EXISTS', KEYS[i + first]) == 1 then bad[i], found[i] = true, 'x' end
+    if found[i] == '' and call('EXISTS', keys[i + first]) == 1 then bad[i], found[i] = true, 'x' end
   end
 end
 
 local function reply(decided)
   return { pack('<d', now), decided, unpack(found, 1, buckets) }
 end
-if again then return reply('a' .. again) end
+if again then
+  for i = 1, buckets do load(i) end
+  return reply('a' .. again)
+end
 
 for i = 1, limits do
-  local kind, how, since, burst, most = unpack_('<Bdddd', ARGV[3], (i - 1) * 33 + 1)
+  local kind, how, since, burst, most = unpack_('<Bdddd', encoded_limits, (i - 1) * 33 + 1)
   limit_burst[i], limit_most[i] = burst, most
   if kind == 1 then
     limit_rate[i], limit_since[i] = how, since
@@ -271,24 +299,29 @@ for i = 1, limits do
   end
 end
 
-local function used_at(b, l)
-  local u, most, from = used[b], limit_burst[l], at[b]
-  if more[b] or not limit_rate[l] then
-    if not limit_rate[l] or not more[b].owed then return used_of_windows(b, l) end
-    most = most_of(b, l)
-  end
+-- What is in use of a token bucket, of which so much was, at a moment and written under a rate.
+local function drained(l, most, u, from, r)
   if now <= from then
     if u > most then u = most end
     return u
   end
   local change = limit_since[l]
   if change < from then change = from elseif change > now then change = now end
-  u = u - rate[b] * (change - from)
+  u = u - r * (change - from)
   if u < 0 then u = 0 end
   if u > most then u = most end
   u = u - limit_rate[l] * (now - change)
   if u < 0 then u = 0 end
   return u
+end
+
+local function used_at(b, l)
+  local most = limit_burst[l]
+  if more[b] or not limit_rate[l] then
+    if not limit_rate[l] or not more[b].owed then return used_of_windows(b, l) end
+    most = most_of(b, l)
+  end
+  return drained(l, most, used[b], at[b], rate[b])
 end
 
 write = function(b, l, u)
@@ -300,13 +333,17 @@ write = function(b, l, u)
   end
 end
 
--- Notes what a denial must not leave unsaid: a clock that stepped back, another rate, a burst that shrank, or another
--- algorithm.
+-- Whether a token bucket says something that is not so any more: its clock stepped back, its rate is another, its burst shrank.
+local function is_stale(l, most, u, from, r)
+  return now < from or r ~= limit_rate[l] or u > most
+end
+
+-- Notes what a denial must not leave unsaid: that, or another algorithm.
 local function settle(b, l)
   local stale
   local other = more[b]
   if limit_rate[l] and not (other and other.length) then
-    stale = now < at[b] or rate[b] ~= limit_rate[l] or used[b] > (other and most_of(b, l) or limit_burst[l])
+    stale = is_stale(l, other and most_of(b, l) or limit_burst[l], used[b], at[b], rate[b])
   elseif not limit_rate[l] and other and other.length then
     stale = now < at[b] or other.length ~= slot_length[l] or #other ~= counters_of[l]
   else
@@ -344,87 +381,114 @@ local function take(b, l, kind, hits, moment)
   return false
 end
 
-local decided = {}
+local decided, requests = {}, 0
 local request = {}
 local position = 1
 local next_moment = 1
 for _ = 1, charges do
   local b, l, kind, hits, moment
-  b, l, kind, hits, position = unpack_('<HHBd', ARGV[4], position)
+  b, l, kind, hits, position = unpack_('<HHBd', encoded_charges, position)
   b, l = b + 1, l + 1
   if b > buckets or l > limits then
     return redis.error_reply('ERR weir: a charge to a bucket or limit that the batch does not name')
   end
-  local last = kind >= 32
-  if last then kind = kind - 32 end
-  local shadow = kind >= 16
-  if shadow then kind = kind - 16 end
-  local quota = kind >= 8
-  if quota then kind = kind - 8 end
-  if kind == 3 or kind >= 5 then
-    if kind > 6 or #ARGV[5] < next_moment + 7 then
-      return redis.error_reply('ERR weir: a charge of no kind, or without its moment')
-    end
-    moment, next_moment = unpack_('<d', ARGV[5], next_moment)
+  -- Most charges are the first to their bucket, and alone in their request: such a bucket goes through no table.
+  local u, from, r
+  if not used[b] then
+    if kind == ALONE and not records[b] and limit_rate[l] and not request[1] then u, from, r = tokens_of(b) end
+    if not u then load(b) end
   end
-  if last and not request[1] then
-    -- Of one charge alone nothing has to be put back: what does not fit has changed nothing.
-    if bad[b] then
-      decided[#decided + 1] = 'x'
-    elseif take(b, l, kind, hits, moment) or shadow then
-      decided[#decided + 1] = 'y'
+  if u then
+    local burst, flow = limit_burst[l], limit_rate[l]
+    local present = drained(l, burst, u, from, r)
+    requests = requests + 1
+    if present + hits <= burst then
+      present, decided[requests] = present + hits, 'y'
     else
-      decided[#decided + 1] = 'n'
+      decided[requests] = 'n'
+      if not is_stale(l, burst, u, from, r) then present = 0 end
+    end
+    if present > 0 then
+      records[b], lefts[b] = pack(RECORD, TOKEN_BUCKET, present, now, flow), millis(present / flow)
     end
   else
-    request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
-  end
-
-  if last and request[1] then
-    local unreadable = false
-    for i = 1, #request do
-      if bad[request[i][1]] then unreadable = true end
-    end
-    if unreadable then
-      -- Nothing lands, not even what always does: the caller decides all of it elsewhere, and tells of it later.
-      decided[#decided + 1] = 'x'
-    else
-      local before = {}
-      local denied, quotas, quotas_over = false, 0, 0
-      for i = 1, #request do
-        local c = request[i]
-        local bucket = c[1]
-        if not before[bucket] then before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket], more[bucket] } end
-        local fits = take(bucket, c[2], c[3], c[4], c[7])
-        if not c[5] then
-          if c[6] then
-            quotas = quotas + 1
-            if not fits then quotas_over = quotas_over + 1 end
-          elseif not fits then
-            denied = true
-          end
-        end
+    local last = kind >= 32
+    if last then kind = kind - 32 end
+    local shadow = kind >= 16
+    if shadow then kind = kind - 16 end
+    local quota = kind >= 8
+    if quota then kind = kind - 8 end
+    if kind == 3 or kind >= 5 then
+      if kind > 6 or #encoded_moments < next_moment + 7 then
+        return redis.error_reply('ERR weir: a charge of no kind, or without its moment')
       end
-      if denied or (quotas > 0 and quotas == quotas_over) then
-        -- As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
-        for bucket, was in pairs(before) do
-          used[bucket], at[bucket], rate[bucket], touched[bucket] = was[1], was[2], was[3], was[4]
-          more[bucket] = was[5]
-        end
+      moment, next_moment = unpack_('<d', encoded_moments, next_moment)
+    end
+    if last and not request[1] then
+      -- Of one charge alone nothing has to be put back: what does not fit has changed nothing.
+      if bad[b] then
+        requests = requests + 1
+        decided[requests] = 'x'
+      elseif take(b, l, kind, hits, moment) or shadow then
+        requests = requests + 1
+        decided[requests] = 'y'
+      else
+        requests = requests + 1
+        decided[requests] = 'n'
+      end
+    else
+      request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
+    end
+
+    if last and request[1] then
+      local unreadable = false
+      for i = 1, #request do
+        if bad[request[i][1]] then unreadable = true end
+      end
+      if unreadable then
+        -- Nothing lands, not even what always does: the caller decides all of it elsewhere, and tells of it later.
+        requests = requests + 1
+        decided[requests] = 'x'
+      else
+        local before = {}
+        local denied, quotas, quotas_over = false, 0, 0
         for i = 1, #request do
           local c = request[i]
-          if c[3] >= 2 then
-            take(c[1], c[2], c[3], c[4], c[7])
-          else
-            settle(c[1], c[2])
+          local bucket = c[1]
+          if not before[bucket] then before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket], more[bucket] } end
+          local fits = take(bucket, c[2], c[3], c[4], c[7])
+          if not c[5] then
+            if c[6] then
+              quotas = quotas + 1
+              if not fits then quotas_over = quotas_over + 1 end
+            elseif not fits then
+              denied = true
+            end
           end
         end
-        decided[#decided + 1] = 'n'
-      else
-        decided[#decided + 1] = 'y'
+        if denied or (quotas > 0 and quotas == quotas_over) then
+          -- As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
+          for bucket, was in pairs(before) do
+            used[bucket], at[bucket], rate[bucket], touched[bucket] = was[1], was[2], was[3], was[4]
+            more[bucket] = was[5]
+          end
+          for i = 1, #request do
+            local c = request[i]
+            if c[3] >= 2 then
+              take(c[1], c[2], c[3], c[4], c[7])
+            else
+              settle(c[1], c[2])
+            end
+          end
+          requests = requests + 1
+          decided[requests] = 'n'
+        else
+          requests = requests + 1
+          decided[requests] = 'y'
+        end
       end
+      request = {}
     end
-    request = {}
   end
 end
 if #request > 0 then
@@ -432,38 +496,44 @@ if #request > 0 then
 end
 
 -- Write each bucket that changed once, with an expiry when it would be full again; one that is full needs no record.
-for b in pairs(touched) do
-  local other, left, record = more[b], 0, nil
-  if other and other.length then
-    -- The newest counter that holds anything is the last to leave.
-    for i = 1, #other do
-      if other[i] > 0 then
-        left = (at[b] + (#other + 1 - i) * other.length - now) / 1000
-        record = pack('<Bdd' .. ('d'):rep(#other), WINDOWS, at[b], other.length, unpack(other))
-        break
+local written
+for b = 1, buckets do
+  local record, left = records[b], lefts[b]
+  if touched[b] then
+    local other = more[b]
+    record, left = nil, 0
+    if other and other.length then
+      -- The newest counter that holds anything is the last to leave.
+      for i = 1, #other do
+        if other[i] > 0 then
+          left = millis(at[b] + (#other + 1 - i) * other.length - now)
+          record = pack('<Bdd' .. ('d'):rep(#other), WINDOWS, at[b], other.length, unpack(other))
+          break
+        end
       end
-    end
-  elseif used[b] > 0 then
-    left = used[b] / rate[b] / 1000
-    if other then
-      record = pack('<Bdddd', IN_DEBT, used[b], at[b], rate[b], other.owed)
-    else
-      record = pack(RECORD, TOKEN_BUCKET, used[b], at[b], rate[b])
+    elseif used[b] > 0 then
+      left = millis(used[b] / rate[b])
+      if other then
+        record = pack('<Bdddd', IN_DEBT, used[b], at[b], rate[b], other.owed)
+      else
+        record = pack(RECORD, TOKEN_BUCKET, used[b], at[b], rate[b])
+      end
     end
   end
   if record then
-    left = ceil(left)
-    if left < 1 then left = 1 elseif left > 9007199254740 then left = 9007199254740 end
-    -- Redis writes a number of Lua's with 17 digits, which is this one in full.
-    call('SET', KEYS[b + first], record, 'PX', left)
-  else
-    call('DEL', KEYS[b + first])
+    -- As a whole number's text: of a double, Redis goes through all the digits that there might be.
+    left = ('%d'):format(left)
+    call('SET', keys[b + first], record, 'PX', left)
+    written = true
+  elseif left then
+    call('DEL', keys[b + first])
+    written = true
   end
 end
 
 decided = table.concat(decided)
 -- A batch that changed nothing may as well be decided again.
-if first == 1 and next(touched) then
-  call('SET', KEYS[1], ARGV[1] .. ' ' .. decided, 'PX', ARGV[2])
+if first == 1 and written then
+  call('SET', keys[1], number .. ' ' .. decided, 'PX', note_millis)
 end
 return reply(decided)

@@ -30,16 +30,19 @@ impl Group {
     pub(super) fn sort(calls: Vec<Waiting>) -> SmallVec<[Self; 1]> {
         let mut groups: SmallVec<[Self; 1]> = SmallVec::new();
         let mut places: HashMap<Part, usize> = HashMap::new();
+        // The first is for nearly all of them; what others there are grow.
+        let mut room = calls.len();
         for Waiting { part, charges, deadline, answer, traced } in calls {
             // Mostly all are in one part, and that is found without a search.
             let place = match groups.first() {
                 Some(first) if first.part == part => 0,
                 _ => *places.entry(part).or_insert_with(|| {
+                    let count = std::mem::take(&mut room);
                     groups.push(Self {
                         part,
-                        batch: Batch::default(),
+                        batch: Batch::for_requests(count),
                         deadline,
-                        answers: Vec::new(),
+                        answers: Vec::with_capacity(count),
                         traced: Vec::new(),
                     });
                     groups.len() - 1

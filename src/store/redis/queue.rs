@@ -174,20 +174,25 @@ impl Queue {
     ///
     /// Calls that nobody waits for are left out, and those that could not be answered in time are told so.
     pub(super) fn next(&self, lane: &mut Option<Lane>, now: Instant) -> Vec<Waiting> {
-        let mut taken: Vec<Waiting> = Vec::new();
         let mut unsent: SmallVec<[Waiting; 4]> = SmallVec::new();
-        let (mut buckets, mut charges, mut taken_charges) = (Distinct::new(), 0, 0);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = lane.as_mut().and_then(|lane| lane.taken.take()) {
             inner.pace.took(now.saturating_duration_since(before).min(self.longest));
         }
+        let mut taken: Vec<Waiting> = Vec::with_capacity(inner.waiting.len().min(self.max_charges));
+        // Where all fit, however many buckets they have, buckets need not be counted.
+        let fits = inner.charges <= self.max_buckets.min(self.max_charges);
+        let mut distinct = (!fits).then(Distinct::new);
+        let (mut charges, mut taken_charges) = (0, 0);
         while let Some(waiting) = inner.waiting.front() {
             if waiting.deadline > now && !waiting.answer.is_closed() {
                 charges += waiting.charges.len();
-                let more = waiting.charges.iter().filter(|named| buckets.add(named.charge.bucket.0)).count();
-                buckets.count += more;
-                if !taken.is_empty() && (buckets.count > self.max_buckets || charges > self.max_charges) {
-                    break;
+                if let Some(distinct) = &mut distinct {
+                    distinct.add_all(waiting.charges.iter().map(|named| named.charge.bucket.0));
+                    let is_full = distinct.count > self.max_buckets || charges > self.max_charges;
+                    if is_full && !taken.is_empty() {
+                        break;
+                    }
                 }
                 taken_charges = charges;
                 taken.extend(inner.pop());
@@ -257,6 +262,11 @@ impl Distinct {
 
     fn new() -> Self {
         Self { bits: [0; Self::WORDS], count: 0 }
+    }
+
+    /// Counts those of these that are new.
+    fn add_all(&mut self, keys: impl Iterator<Item = u128>) {
+        self.count += keys.filter(|key| self.add(*key)).count();
     }
 
     /// Whether a bucket is a new one. Keys are hashes, so any of their bits do.

@@ -77,7 +77,25 @@ pub(super) struct Reply {
 #[error("a reply of the wrong shape: {0}")]
 pub(super) struct WrongShape(&'static str);
 
+/// Bytes of an encoded charge.
+const CHARGE: usize = 13;
+
+/// Arguments of a command beside the buckets' names, and about how long those are that do not grow with the batch.
+const OTHER_ARGUMENTS: usize = 9;
+const OTHER_BYTES: usize = 256;
+
 impl Batch {
+    /// One with room for so many requests of a charge each.
+    pub(super) fn for_requests(count: usize) -> Self {
+        Self {
+            names: Vec::with_capacity(count),
+            places: Places::with_capacity_and_hasher(count, HashKeys::default()),
+            requests: Vec::with_capacity(count),
+            encoded_charges: Vec::with_capacity(count * CHARGE),
+            ..Self::default()
+        }
+    }
+
     /// Adds a request, which has at least one charge.
     pub(super) fn push(&mut self, charges: &[NamedCharge]) {
         let mut request = Request::new();
@@ -150,12 +168,14 @@ impl Batch {
     pub(super) fn command<'n>(&self, how: How<'_>, note: impl Into<Option<(&'n [u8], u64)>>) -> Cmd {
         let note = note.into();
         let number = note.map_or(0, |(_, number)| number);
-        let (command, script) = match how {
+        let (name, script) = match how {
             How::Hash(hash) => ("EVALSHA", hash),
             How::Source(source) => ("EVAL", source),
         };
-        let mut command = redis::cmd(command);
-        command.arg(script).arg(self.names.len() + usize::from(note.is_some()));
+        let names: usize = self.names.iter().map(Bytes::len).sum();
+        let bytes = names + script.len() + self.encoded_charges.len() + OTHER_BYTES;
+        let mut command = Cmd::with_capacity(self.names.len() + OTHER_ARGUMENTS, bytes);
+        command.arg(name).arg(script).arg(self.names.len() + usize::from(note.is_some()));
         if let Some((note, _)) = note {
             command.arg(note);
         }
