@@ -4,8 +4,6 @@
 //! is old enough that its calls had better go to another replica, or when the process closes. The latter two are told to
 //! the client (`GOAWAY`), which finishes what it has begun here and opens its next connection elsewhere.
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,21 +11,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tonic::body::Body;
-use tonic::codegen::{BoxFuture, Service as _};
+use tonic::codegen::Service as _;
 use tonic::service::Routes;
 
-use self::call::{AnswerBody, Answerer, Answering};
+use self::answer::{Answer, Answering};
+use self::call::{Answerer, Stage};
+use self::connection::{Beginning, Connection, Received, Take};
 use super::body::{Timely, UntilClosing};
 use super::tls::Tls;
 use super::{Course, Incoming, Overload, Peer, Shed, Tally, Wire};
 use crate::service::Service;
 
+mod answer;
 mod call;
+mod connection;
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -71,7 +73,7 @@ pub struct Grpc {
     /// On TCP.
     tls: Option<Arc<Tls>>,
     bounds: Bounds,
-    connections: http2::Builder<TokioExecutor>,
+    beginning: Beginning,
 }
 
 impl Grpc {
@@ -87,29 +89,21 @@ impl Grpc {
         tls: Option<Arc<Tls>>,
         bounds: Bounds,
     ) -> Self {
-        let mut connections = http2::Builder::new(TokioExecutor::new());
-        connections
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(bounds.max_streams)
-            // A proxy that we have kept waiting gives up all of its calls at once. That is no attack, and must not cost it
-            // the connection, with those that it still waits for.
-            .max_pending_accept_reset_streams(usize::try_from(bounds.max_streams).ok())
-            // No caller of gRPC looks for a `date`, and to tell it in each answer takes some 2% of the processor.
-            .auto_date_header(false)
-            .keep_alive_interval(bounds.keepalive)
-            .keep_alive_timeout(bounds.keepalive_timeout);
+        let beginning = Beginning::new(&bounds);
         let limits = Arc::new(Answerer::new(service, max_message));
-        Self { limits, others: others.prepare(), overload, tally, tls, bounds, connections }
+        Self { limits, others: others.prepare(), overload, tally, tls, bounds, beginning }
     }
 
     /// Serves a connection to its end.
     pub async fn serve(self: Arc<Self>, incoming: Incoming, mut course: Course) {
+        let calls = Arc::new(Calls { overload: Arc::clone(&self.overload), under_way: AtomicUsize::new(0) });
+        let taker = Taker { grpc: Arc::clone(&self), calls: Arc::clone(&calls), course: course.clone() };
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.bounds.request_timeout, begin(incoming, self.tls.as_deref())) => begun,
+            begun = tokio::time::timeout(self.bounds.request_timeout, self.begin(incoming, taker)) => begun,
             () = course.closing() => return,
         };
-        let wire = match begun {
-            Ok(Ok(wire)) => wire,
+        let mut connection = match begun {
+            Ok(Ok(connection)) => std::pin::pin!(connection),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a connection came to nothing");
                 return self.tally.fail();
@@ -119,20 +113,10 @@ impl Grpc {
                 return self.tally.fail();
             }
         };
-        let calls = Arc::new(Calls { overload: Arc::clone(&self.overload), under_way: AtomicUsize::new(0) });
-        let spoken = Spoken {
-            limits: Arc::clone(&self.limits),
-            others: self.others.clone(),
-            calls: Arc::clone(&calls),
-            request_timeout: self.bounds.request_timeout,
-            course: course.clone(),
-        };
-        let wire = TokioIo::new(Begun { wire, preface: PREFACE });
-        let mut connection = std::pin::pin!(self.connections.serve_connection(wire, spoken));
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             () = grow_old(self.bounds.max_age) => {
-                connection.as_mut().graceful_shutdown();
+                connection.graceful_shutdown();
                 tokio::select! {
                     ended = connection.as_mut() => Some(ended),
                     () = tokio::time::sleep(self.bounds.max_age_grace) => return,
@@ -147,13 +131,21 @@ impl Grpc {
             }
             return;
         }
-        connection.as_mut().graceful_shutdown();
+        connection.graceful_shutdown();
         // Calls are waited for, as long as the process waits. A client that has none may be gone without a word.
         while let Err(_still_open) = tokio::time::timeout(PARTING, connection.as_mut()).await {
             if calls.under_way.load(Ordering::Relaxed) == 0 {
                 return;
             }
         }
+    }
+}
+
+impl Grpc {
+    /// Begins a connection, whose requests are for `taker`.
+    async fn begin(&self, incoming: Incoming, taker: Taker) -> io::Result<Connection<Begun, Taker>> {
+        let wire = begin(incoming, self.tls.as_deref()).await?;
+        self.beginning.on(Begun { wire, preface: PREFACE }, taker).await
     }
 }
 
@@ -241,12 +233,10 @@ impl AsyncWrite for Begun {
     }
 }
 
-/// What answers the calls of one connection.
-struct Spoken {
-    limits: Arc<Answerer>,
-    others: Routes,
+/// What takes the calls of one connection.
+struct Taker {
+    grpc: Arc<Grpc>,
     calls: Arc<Calls>,
-    request_timeout: Duration,
     course: Course,
 }
 
@@ -257,48 +247,43 @@ struct Calls {
     under_way: AtomicUsize,
 }
 
-impl hyper::service::Service<Request<hyper::body::Incoming>> for Spoken {
-    type Response = Response<AnswerBody>;
-    type Error = Infallible;
-    type Future = Answer;
-
-    fn call(&self, request: Request<hyper::body::Incoming>) -> Answer {
+impl Take for Taker {
+    fn take(
+        &mut self,
+        request: Request<Received>,
+        mut respond: SendResponse<Bytes>,
+        context: &mut Context<'_>,
+    ) {
         if request.uri().path() != SHOULD_RATE_LIMIT {
-            let (mut others, course) = (self.others.clone(), self.course.clone());
-            let answer = async move {
-                let response = others.call(request.map(Body::new)).await?;
-                Ok(response.map(|body| AnswerBody::ByTonic(Body::new(UntilClosing::new(body, course)))))
-            };
-            return Answer::Other(Box::pin(answer));
+            return self.take_other(request, respond);
         }
         // Counted from here on, so that calls count that wait for their turn.
         let (call, shed) = Call::begin(&self.calls);
-        let request = request.map(|body| Timely::new(body, self.request_timeout));
-        Answer::Limit { answer: self.limits.begin(request, shed), call: Some(call) }
+        let limits = &self.grpc.limits;
+        let request = request.map(|body| Timely::new(body, self.grpc.bounds.request_timeout));
+        match limits.begin(request, shed, context) {
+            Stage::Answered(answer) => answer.send(&mut respond),
+            Stage::Read(read) => {
+                let answer = Arc::clone(limits).decide(read);
+                tokio::spawn(Answering::new(answer, respond, call));
+            }
+            stage => {
+                let answer = Arc::clone(limits).finish(stage);
+                tokio::spawn(Answering::new(answer, respond, call));
+            }
+        }
     }
 }
 
-/// An answer in the making.
-#[allow(clippy::large_enum_variant, reason = "nearly all are the largest")]
-enum Answer {
-    /// Of the rate limit service, and the call until it is answered.
-    Limit { answer: Answering<Timely<hyper::body::Incoming>>, call: Option<Call> },
-    /// Of another.
-    Other(BoxFuture<Response<AnswerBody>, Infallible>),
-}
-
-impl Future for Answer {
-    type Output = Result<Response<AnswerBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut *self {
-            Self::Limit { answer, call } => {
-                let answer = std::task::ready!(Pin::new(answer).poll(context));
-                *call = None;
-                Poll::Ready(answer)
-            }
-            Self::Other(answer) => answer.as_mut().poll(context),
-        }
+impl Taker {
+    /// Has a call answered that is not of the rate limit service.
+    fn take_other(&self, request: Request<Received>, respond: SendResponse<Bytes>) {
+        let (mut others, course) = (self.grpc.others.clone(), self.course.clone());
+        let answer = async move {
+            let Ok(response) = others.call(request.map(Body::new)).await;
+            Answer::ByTonic(response.map(|body| Body::new(UntilClosing::new(body, course))))
+        };
+        tokio::spawn(Answering::new(answer, respond, ()));
     }
 }
 

@@ -201,17 +201,19 @@ async fn a_call_whose_request_does_not_come_is_ended_in_time() {
 async fn a_client_that_does_not_answer_a_ping_is_given_up() {
     let (server, _rules) = server(|settings| {
         settings.serving.keepalive = Duration::from_millis(100);
-        settings.serving.keepalive_timeout = Duration::from_millis(100);
+        settings.serving.keepalive_timeout = Duration::from_secs(1);
     })
     .await;
+    let (channel, made) = counted_channel(server.address).await;
+    let mut client = RateLimitServiceClient::new(channel);
     let mut gone = TcpStream::connect(server.address).await.unwrap();
     gone.write_all(HELLO).await.unwrap();
-    let mut client = server.client().await;
     let said = until_closed(&mut gone).await;
     // A PING is eight bytes long and of type 6.
     assert!(said.windows(5).any(|frame| frame == [0, 0, 8, 6, 0]), "{said:?}");
     // One that answers them is not.
     assert_eq!(call(&mut client).await, Ok(Code::Ok));
+    assert_eq!(made.load(Ordering::SeqCst), 1);
     server.stop().await.unwrap();
 }
 

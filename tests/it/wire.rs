@@ -13,11 +13,12 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::transport::Endpoint;
 use tonic::{Code as Grpc, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, SERVICE_NAME};
+use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitServiceClient, SERVICE_NAME};
 
 use crate::support::python;
 use crate::support::server::{Server, request, rules, settings};
@@ -428,6 +429,38 @@ async fn reflection_serves_the_api_as_it_is_published() {
     assert!(
         entry.field.iter().all(|field| field.r#type() == prost_types::field_descriptor_proto::Type::String)
     );
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_with_little_room_is_sent_whole_answers() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let rules = rules(RULES);
+    let server = Server::start(settings(rules.path())).await;
+    // Sixteen bytes at a time, where an answer takes some dozens, and a description some thousands.
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let channel = endpoint.initial_stream_window_size(16).connect().await.unwrap();
+    let mut client = RateLimitServiceClient::new(channel.clone());
+    for _ in 0..3 {
+        let entries = [("user", &b"a"[..]), ("user", b"b"), ("user", b"c")];
+        let answer = client.should_rate_limit(request("api", &entries)).await.unwrap();
+        assert_eq!(answer.get_ref().statuses.len(), 3);
+    }
+    let question = MessageRequest::FileContainingSymbol(SERVICE_NAME.to_owned());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::FileDescriptorResponse(files)) = answer.message_response else {
+        panic!("no file: {answer:?}");
+    };
+    for file in &files.file_descriptor_proto {
+        prost_types::FileDescriptorProto::decode(file.as_slice()).unwrap();
+    }
     server.stop().await.unwrap();
 }
 

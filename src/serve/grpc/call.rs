@@ -9,28 +9,26 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http::{HeaderName, Request, Response};
+use http_body::{Body, Frame};
 use prost::Message as _;
 use tonic::codegen::{BoxFuture, Service as _};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use super::answer::Answer;
 use crate::proto::{RateLimitRequest, RateLimitResponse, RateLimitServiceServer};
 use crate::serve::Shed;
 use crate::service::{Service, answer_unasked};
+use crate::telemetry::traces::CallSpan;
 
 /// What stands before a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
 
 /// Answers rate limit calls.
 #[derive(Clone, Debug)]
@@ -40,6 +38,32 @@ pub(super) struct Answerer {
     /// Longest message taken, in bytes.
     max_message: usize,
 }
+
+/// How far a call is whose request has been looked at.
+pub(super) enum Stage<B> {
+    /// There was nothing to wait for.
+    Answered(Answer),
+    /// It has been read, and has to be decided on.
+    Read(Read),
+    /// The rest of it has yet to come.
+    Reading(Reading<B>),
+    /// tonic does all that.
+    ByTonic(ByTonic),
+}
+
+/// A request, and the span of its call if it is traced.
+pub(super) struct Read {
+    message: RateLimitRequest,
+    span: Option<CallSpan>,
+}
+
+/// A request whose body is to be read.
+pub(super) struct Reading<B> {
+    request: Request<B>,
+    shed: Option<Shed>,
+}
+
+type ByTonic = BoxFuture<Response<tonic::body::Body>, Infallible>;
 
 impl Answerer {
     pub(super) fn new(service: Arc<Service>, max_message: usize) -> Self {
@@ -51,9 +75,85 @@ impl Answerer {
     }
 
     /// Begins to answer a call; as the policy of `shed` says, if it is one too many.
-    pub(super) fn begin<B>(self: &Arc<Self>, request: Request<B>, shed: Option<Shed>) -> Answering<B> {
-        let step = Step::Reading { request: Some(request), shed };
-        Answering { by: Arc::clone(self), step }
+    pub(super) fn begin<B>(
+        &self,
+        request: Request<B>,
+        shed: Option<Shed>,
+        context: &mut Context<'_>,
+    ) -> Stage<B>
+    where
+        B: Body<Data = Bytes, Error = Status> + Send + Unpin + 'static,
+    {
+        self.read(Reading { request, shed }, context)
+    }
+
+    /// Answers a call that has begun.
+    pub(super) async fn finish<B>(self: Arc<Self>, stage: Stage<B>) -> Answer
+    where
+        B: Body<Data = Bytes, Error = Status> + Send + Unpin + 'static,
+    {
+        let mut stage = stage;
+        loop {
+            stage = match stage {
+                Stage::Answered(answer) => return answer,
+                Stage::Read(read) => return self.decide(read).await,
+                Stage::ByTonic(answer) => {
+                    let Ok(answer) = answer.await;
+                    self.count_unless_read(&answer);
+                    return Answer::ByTonic(answer);
+                }
+                Stage::Reading(reading) => {
+                    let mut reading = Some(reading);
+                    std::future::poll_fn(|context| {
+                        // Polled after its end, which nobody does.
+                        let Some(now) = reading.take() else { return Poll::Pending };
+                        match self.read(now, context) {
+                            Stage::Reading(later) => {
+                                reading = Some(later);
+                                Poll::Pending
+                            }
+                            stage => Poll::Ready(stage),
+                        }
+                    })
+                    .await
+                }
+            };
+        }
+    }
+
+    /// Decides on a request.
+    pub(super) async fn decide(self: Arc<Self>, read: Read) -> Answer {
+        answer(match read.span {
+            None => self.service.answer(&read.message).await,
+            Some(span) => Box::pin(self.service.answer_traced(&read.message, span)).await,
+        })
+    }
+
+    /// Reads a request, and answers it if there is nothing to wait for.
+    fn read<B>(&self, mut reading: Reading<B>, context: &mut Context<'_>) -> Stage<B>
+    where
+        B: Body<Data = Bytes, Error = Status> + Send + Unpin + 'static,
+    {
+        let Poll::Ready(frame) = Pin::new(reading.request.body_mut()).poll_frame(context) else {
+            return Stage::Reading(reading);
+        };
+        let Reading { request, shed } = reading;
+        let data = match &frame {
+            Some(Ok(frame)) if request.body().is_end_stream() => frame.data_ref(),
+            _ => None,
+        };
+        let is_encoded = request.headers().contains_key(GRPC_ENCODING);
+        let Some(message) = data.filter(|_| !is_encoded).and_then(|data| self.decode(data)) else {
+            return Stage::ByTonic(self.leave_to_tonic(request, frame, shed));
+        };
+        if let Some(Shed(policy)) = shed {
+            return Stage::Answered(answer(answer_unasked(&message, policy)));
+        }
+        if let Some(at_once) = self.service.answer_at_once(&message) {
+            return Stage::Answered(answer(at_once));
+        }
+        let metadata = MetadataMap::from_headers(request.into_parts().0.headers);
+        Stage::Read(Read { message, span: self.service.traced(&metadata) })
     }
 
     /// The message in a frame, if that holds just one which is not compressed, and can be decoded.
@@ -68,86 +168,9 @@ impl Answerer {
     }
 }
 
-/// The answer to a call in the making.
-pub(super) struct Answering<B> {
-    by: Arc<Answerer>,
-    step: Step<B>,
-}
-
-#[allow(clippy::large_enum_variant, reason = "each call begins with the largest, and nearly all end with it")]
-enum Step<B> {
-    /// The request is there once its body is.
-    Reading { request: Option<Request<B>>, shed: Option<Shed> },
-    /// It is decided on.
-    Deciding(BoxFuture<RateLimitResponse, Status>),
-    /// tonic does all that.
-    ByTonic(BoxFuture<Response<tonic::body::Body>, Infallible>),
-}
-
-impl<B> Future for Answering<B>
-where
-    B: Body<Data = Bytes, Error = Status> + Send + Unpin + 'static,
-{
-    type Output = Result<Response<AnswerBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let Self { by, step } = &mut *self;
-            match step {
-                Step::Reading { request: Some(read), shed } => {
-                    let frame = ready!(Pin::new(read.body_mut()).poll_frame(context));
-                    let shed = shed.take();
-                    let data = match &frame {
-                        Some(Ok(frame)) if read.body().is_end_stream() => frame.data_ref(),
-                        _ => None,
-                    };
-                    let is_encoded = read.headers().contains_key(GRPC_ENCODING);
-                    let message = data.filter(|_| !is_encoded).and_then(|data| by.decode(data));
-                    let Step::Reading { request: Some(request), .. } =
-                        std::mem::replace(step, Step::Reading { request: None, shed: None })
-                    else {
-                        return Poll::Pending;
-                    };
-                    let Some(message) = message else {
-                        *step = by.leave_to_tonic(request, frame, shed);
-                        continue;
-                    };
-                    if let Some(Shed(policy)) = shed {
-                        return Poll::Ready(Ok(respond(answer_unasked(&message, policy))));
-                    }
-                    match by.service.answer_at_once(&message) {
-                        Some(answer) => return Poll::Ready(Ok(respond(answer))),
-                        None => {
-                            let metadata = MetadataMap::from_headers(request.into_parts().0.headers);
-                            let by = Arc::clone(by);
-                            // As little as possible is kept of a call that waits: there are many.
-                            *step = Step::Deciding(match by.service.traced(&metadata) {
-                                None => Box::pin(async move { by.service.answer(&message).await }),
-                                Some(span) => {
-                                    Box::pin(async move { by.service.answer_traced(&message, span).await })
-                                }
-                            });
-                        }
-                    }
-                }
-                // Polled after its end, which nobody does.
-                Step::Reading { request: None, .. } => return Poll::Pending,
-                Step::Deciding(decision) => {
-                    return Poll::Ready(Ok(respond(ready!(decision.as_mut().poll(context)))));
-                }
-                Step::ByTonic(answer) => {
-                    let Ok(answer) = ready!(answer.as_mut().poll(context));
-                    by.count_unless_read(&answer);
-                    return Poll::Ready(Ok(answer.map(AnswerBody::ByTonic)));
-                }
-            }
-        }
-    }
-}
-
 impl Answerer {
     /// Has tonic answer a request, of whose body the first frame has been read.
-    fn leave_to_tonic<B>(&self, request: Request<B>, first: First, shed: Option<Shed>) -> Step<B>
+    fn leave_to_tonic<B>(&self, request: Request<B>, first: First, shed: Option<Shed>) -> ByTonic
     where
         B: Body<Data = Bytes, Error = Status> + Send + Unpin + 'static,
     {
@@ -155,7 +178,7 @@ impl Answerer {
         if let Some(shed) = shed {
             request.extensions_mut().insert(shed);
         }
-        Step::ByTonic(self.by_tonic.clone().call(request))
+        self.by_tonic.clone().call(request)
     }
 
     /// Counts a call that tonic has answered with an error of its own. The service counts the others, and has two errors.
@@ -195,15 +218,11 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for Reread<B> {
     }
 }
 
-/// An answer as a response.
-fn respond(answer: Result<RateLimitResponse, Status>) -> Response<AnswerBody> {
-    match answer.and_then(|answer| encode(&answer)) {
-        Ok(message) => {
-            let mut response = Response::new(AnswerBody::Message(message));
-            response.headers_mut().insert(CONTENT_TYPE, GRPC);
-            response
-        }
-        Err(status) => status.into_http::<tonic::body::Body>().map(AnswerBody::ByTonic),
+/// What the service says, as an answer.
+fn answer(said: Result<RateLimitResponse, Status>) -> Answer {
+    match said.and_then(|response| encode(&response)) {
+        Ok(message) => Answer::Message(message),
+        Err(status) => Answer::ByTonic(status.into_http()),
     }
 }
 
@@ -219,59 +238,4 @@ fn encode(answer: &RateLimitResponse) -> Result<Bytes, Status> {
     // There is as much room as it takes, which is all that it could fail for.
     answer.encode_raw(&mut message);
     Ok(message.freeze())
-}
-
-/// The body of an answer.
-pub(super) enum AnswerBody {
-    /// A message and, after it, that all went well.
-    Message(Bytes),
-    /// That all went well.
-    Status,
-    /// Nothing more.
-    End,
-    /// Whatever tonic says.
-    ByTonic(tonic::body::Body),
-}
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match &mut *self {
-            Self::ByTonic(body) => Pin::new(body).poll_frame(context),
-            Self::Message(message) => {
-                let message = std::mem::take(message);
-                *self = Self::Status;
-                Poll::Ready(Some(Ok(Frame::data(message))))
-            }
-            Self::Status => {
-                *self = Self::End;
-                let mut trailers = HeaderMap::with_capacity(1);
-                trailers.insert(GRPC_STATUS, STATUS_OK);
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-            }
-            Self::End => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Message(_) | Self::Status => false,
-            Self::End => true,
-            Self::ByTonic(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            // Unknown, as there are trailers: a length would be told ahead.
-            Self::Message(_) | Self::Status => SizeHint::default(),
-            Self::End => SizeHint::with_exact(0),
-            Self::ByTonic(body) => body.size_hint(),
-        }
-    }
 }
