@@ -622,6 +622,8 @@ const RECONNECTED: Duration = Duration::from_millis(10);
 async fn run(node: Arc<Node>, desk: Arc<Desk>, lane: Lane) {
     let mut held = Held { node: &node, desk: &desk, lane: Some(lane) };
     loop {
+        // Calls that have come by now, and have only to be read, go too.
+        tokio::task::yield_now().await;
         let calls = desk.queue.next(&mut held.lane, clock::instant());
         let Some(lane) = &mut held.lane else { break };
         lane.number += 1;
