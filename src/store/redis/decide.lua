@@ -25,8 +25,10 @@
 
 local call, unpack_, pack, floor, ceil = redis.call, struct.unpack, struct.pack, math.floor, math.ceil
 local RECORD, TOKEN_BUCKET, WINDOWS, IN_DEBT, MOST = '<Bddd', 1, 2, 3, 2 ^ 53
+-- What is added to the kinds of charges, and what modes begin with.
+local QUOTA, SHADOW, LAST = 8, 16, 32
 -- The kind of a charge that is taken, enforced, and the only one of its request.
-local ALONE = 32
+local ALONE = LAST
 
 -- Not looked for among what is global each time.
 local keys = KEYS
@@ -381,117 +383,130 @@ local function take(b, l, kind, hits, moment)
   return false
 end
 
+-- The charges of a request: the bucket and the limit of each, its kind, hits and moment.
+local of, by, kinds, amounts, moments = {}, {}, {}, {}, {}
+
+-- Decides the request of so many charges; says which letter it is.
+local function decide(n)
+  local unreadable = false
+  for i = 1, n do
+    if not used[of[i]] then load(of[i]) end
+    if bad[of[i]] then unreadable = true end
+  end
+  -- Nothing lands, not even what always does: the caller decides all of it elsewhere, and tells of it later.
+  if unreadable then return 'x' end
+  local before = {}
+  local denied, quotas, quotas_over = false, 0, 0
+  for i = 1, n do
+    local bucket, kind = of[i], kinds[i]
+    -- Of one charge alone nothing has to be put back: what does not fit has changed nothing.
+    if n > 1 and not before[bucket] then
+      before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket], more[bucket] }
+    end
+    local fits = take(bucket, by[i], kind % QUOTA, amounts[i], moments[i])
+    if kind < SHADOW then
+      if kind >= QUOTA then
+        quotas = quotas + 1
+        if not fits then quotas_over = quotas_over + 1 end
+      elseif not fits then
+        denied = true
+      end
+    end
+  end
+  if not denied and (quotas == 0 or quotas > quotas_over) then return 'y' end
+  if n == 1 then return 'n' end
+  -- As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
+  for bucket, was in pairs(before) do
+    used[bucket], at[bucket], rate[bucket], touched[bucket] = was[1], was[2], was[3], was[4]
+    more[bucket] = was[5]
+  end
+  for i = 1, n do
+    if kinds[i] % QUOTA >= 2 then
+      take(of[i], by[i], kinds[i] % QUOTA, amounts[i], moments[i])
+    else
+      settle(of[i], by[i])
+    end
+  end
+  return 'n'
+end
+
 local decided, requests = {}, 0
-local request = {}
-local position = 1
-local next_moment = 1
+local position, next_moment = 1, 1
+local n = 0
+
+-- Most charges are taken, enforced, and the first to their token bucket. A request of such charges alone is decided out of
+-- the records, and its buckets go through no table. This is what is in use of them, and which request last named a bucket.
+local present, named, plain = {}, {}, true
+
+-- What of a bucket is in use from now on, which the tables do not have.
+local function put(b, l, tokens)
+  local flow = limit_rate[l]
+  records[b], lefts[b] = pack(RECORD, TOKEN_BUCKET, tokens, now, flow), millis(tokens / flow)
+end
+
 for _ = 1, charges do
-  local b, l, kind, hits, moment
+  local b, l, kind, hits, u, from, r
   b, l, kind, hits, position = unpack_('<HHBd', encoded_charges, position)
   b, l = b + 1, l + 1
   if b > buckets or l > limits then
     return redis.error_reply('ERR weir: a charge to a bucket or limit that the batch does not name')
   end
-  -- Most charges are the first to their bucket, and alone in their request: such a bucket goes through no table.
-  local u, from, r
-  if not used[b] then
-    if kind == ALONE and not records[b] and limit_rate[l] and not request[1] then u, from, r = tokens_of(b) end
-    if not u then load(b) end
+  local last = kind >= LAST
+  if plain then
+    if (kind == 0 or kind == ALONE) and limit_rate[l] and not used[b] and not records[b] and named[b] ~= requests then
+      u, from, r = tokens_of(b)
+    end
+    if not u then plain = false end
   end
-  if u then
-    local burst, flow = limit_burst[l], limit_rate[l]
-    local present = drained(l, burst, u, from, r)
+  if u and last and n == 0 then
+    local burst = limit_burst[l]
+    local tokens = drained(l, burst, u, from, r)
     requests = requests + 1
-    if present + hits <= burst then
-      present, decided[requests] = present + hits, 'y'
+    if tokens + hits <= burst then
+      decided[requests] = 'y'
+      put(b, l, tokens + hits)
     else
       decided[requests] = 'n'
-      if not is_stale(l, burst, u, from, r) then present = 0 end
-    end
-    if present > 0 then
-      records[b], lefts[b] = pack(RECORD, TOKEN_BUCKET, present, now, flow), millis(present / flow)
+      if tokens > 0 and is_stale(l, burst, u, from, r) then put(b, l, tokens) end
     end
   else
-    local last = kind >= 32
-    if last then kind = kind - 32 end
-    local shadow = kind >= 16
-    if shadow then kind = kind - 16 end
-    local quota = kind >= 8
-    if quota then kind = kind - 8 end
-    if kind == 3 or kind >= 5 then
-      if kind > 6 or #encoded_moments < next_moment + 7 then
+    if last then kind = kind - LAST end
+    n = n + 1
+    of[n], by[n], kinds[n], amounts[n] = b, l, kind, hits
+    if u then present[n], named[b] = drained(l, limit_burst[l], u, from, r), requests end
+    local what = kind % QUOTA
+    if what == 3 or what >= 5 then
+      if what > 6 or #encoded_moments < next_moment + 7 then
         return redis.error_reply('ERR weir: a charge of no kind, or without its moment')
       end
-      moment, next_moment = unpack_('<d', encoded_moments, next_moment)
+      moments[n], next_moment = unpack_('<d', encoded_moments, next_moment)
     end
-    if last and not request[1] then
-      -- Of one charge alone nothing has to be put back: what does not fit has changed nothing.
-      if bad[b] then
-        requests = requests + 1
-        decided[requests] = 'x'
-      elseif take(b, l, kind, hits, moment) or shadow then
-        requests = requests + 1
-        decided[requests] = 'y'
-      else
-        requests = requests + 1
-        decided[requests] = 'n'
-      end
-    else
-      request[#request + 1] = { b, l, kind, hits, shadow, quota, moment }
-    end
-
-    if last and request[1] then
-      local unreadable = false
-      for i = 1, #request do
-        if bad[request[i][1]] then unreadable = true end
-      end
-      if unreadable then
-        -- Nothing lands, not even what always does: the caller decides all of it elsewhere, and tells of it later.
-        requests = requests + 1
-        decided[requests] = 'x'
-      else
-        local before = {}
-        local denied, quotas, quotas_over = false, 0, 0
-        for i = 1, #request do
-          local c = request[i]
-          local bucket = c[1]
-          if not before[bucket] then before[bucket] = { used[bucket], at[bucket], rate[bucket], touched[bucket], more[bucket] } end
-          local fits = take(bucket, c[2], c[3], c[4], c[7])
-          if not c[5] then
-            if c[6] then
-              quotas = quotas + 1
-              if not fits then quotas_over = quotas_over + 1 end
-            elseif not fits then
-              denied = true
-            end
+    if last then
+      local letter
+      if plain then
+        letter = 'y'
+        for i = 1, n do
+          if present[i] + amounts[i] > limit_burst[by[i]] then letter = 'n' end
+        end
+        for i = 1, n do
+          local bucket, limit, tokens = of[i], by[i], present[i]
+          if letter == 'y' then
+            put(bucket, limit, tokens + amounts[i])
+          elseif tokens > 0 and is_stale(limit, limit_burst[limit], tokens_of(bucket)) then
+            put(bucket, limit, tokens)
           end
         end
-        if denied or (quotas > 0 and quotas == quotas_over) then
-          -- As they were, but for what lands whatever the answer, and what a denial must not leave unsaid.
-          for bucket, was in pairs(before) do
-            used[bucket], at[bucket], rate[bucket], touched[bucket] = was[1], was[2], was[3], was[4]
-            more[bucket] = was[5]
-          end
-          for i = 1, #request do
-            local c = request[i]
-            if c[3] >= 2 then
-              take(c[1], c[2], c[3], c[4], c[7])
-            else
-              settle(c[1], c[2])
-            end
-          end
-          requests = requests + 1
-          decided[requests] = 'n'
-        else
-          requests = requests + 1
-          decided[requests] = 'y'
-        end
+      else
+        letter = decide(n)
       end
-      request = {}
+      requests = requests + 1
+      decided[requests] = letter
+      n = 0
     end
   end
+  if last then plain = true end
 end
-if #request > 0 then
+if n > 0 then
   return redis.error_reply('ERR weir: the last request of a batch has no end')
 end
 
