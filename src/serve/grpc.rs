@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -248,17 +249,21 @@ struct Calls {
 }
 
 impl Take for Taker {
+    /// Of the rate limit service, and whether it is one too many.
+    type Counted = Option<(Call, Option<Shed>)>;
+
+    fn count(&mut self, request: &Request<RecvStream>) -> Self::Counted {
+        (request.uri().path() == SHOULD_RATE_LIMIT).then(|| Call::begin(&self.calls))
+    }
+
     fn take(
         &mut self,
         request: Request<Received>,
+        counted: Self::Counted,
         mut respond: SendResponse<Bytes>,
         context: &mut Context<'_>,
     ) {
-        if request.uri().path() != SHOULD_RATE_LIMIT {
-            return self.take_other(request, respond);
-        }
-        // Counted from here on, so that calls count that wait for their turn.
-        let (call, shed) = Call::begin(&self.calls);
+        let Some((call, shed)) = counted else { return self.take_other(request, respond) };
         let limits = &self.grpc.limits;
         let request = request.map(|body| Timely::new(body, self.grpc.bounds.request_timeout));
         match limits.begin(request, shed, context) {

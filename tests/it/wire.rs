@@ -18,7 +18,9 @@ use tonic::{Code as Grpc, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use weir::proto::{Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitServiceClient, SERVICE_NAME};
+use weir::proto::{
+    Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitServiceClient, SERVICE_NAME,
+};
 
 use crate::support::python;
 use crate::support::server::{Server, request, rules, settings};

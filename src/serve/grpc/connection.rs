@@ -1,7 +1,7 @@
 //! An HTTP/2 connection: its requests are taken as they come, and its client is asked now and then whether it is still there.
 //!
 //! hyper would do this for requests and answers of any kind: it gives each request a task, bodies of its own and half a dozen
-//! readings of the clock. Here most requests are answered where they are read, before the next one is looked at.
+//! readings of the clock. Here those that need not be waited for are answered by the task that has read them.
 
 use std::future::Future;
 use std::io;
@@ -26,7 +26,7 @@ const WINDOW: u32 = 1 << 20;
 /// Bytes of a request's headers, as they are counted in HTTP/2.
 const MAX_HEADERS: u32 = 16 << 10;
 
-/// Bytes of answers that are taken before the client has room for them.
+/// Bytes of a body that are taken before the client has room for them.
 const MAX_UNSENT: usize = 400 << 10;
 
 /// Room for so many requests is kept of what the most took that came at once.
@@ -34,8 +34,20 @@ const KEPT: usize = 128;
 
 /// What takes the requests of a connection.
 pub(super) trait Take {
+    /// What one is counted as.
+    type Counted;
+
+    /// Counts one that has come, before any that came with it is taken.
+    fn count(&mut self, request: &Request<RecvStream>) -> Self::Counted;
+
     /// Takes one. It may be answered at once, or later by a task of its own.
-    fn take(&mut self, request: Request<Received>, respond: SendResponse<Bytes>, context: &mut Context<'_>);
+    fn take(
+        &mut self,
+        request: Request<Received>,
+        counted: Self::Counted,
+        respond: SendResponse<Bytes>,
+        context: &mut Context<'_>,
+    );
 }
 
 /// How a connection ended that nobody wanted to end.
@@ -83,6 +95,7 @@ impl Beginning {
     pub(super) async fn on<W, T>(&self, wire: W, taker: T) -> io::Result<Connection<W, T>>
     where
         W: AsyncRead + AsyncWrite + Unpin,
+        T: Take,
     {
         let mut http2 = self.builder.handshake(wire).await.map_err(io::Error::other)?;
         let pings = self.keepalive.and_then(|keepalive| Some((http2.ping_pong()?, keepalive)));
@@ -92,23 +105,30 @@ impl Beginning {
 }
 
 /// A connection; it ends when all of its requests are answered and no more come.
-pub(super) struct Connection<W, T> {
+pub(super) struct Connection<W, T: Take> {
     http2: Http2<W, Bytes>,
     keepalive: Option<Keepalive>,
     taker: T,
     /// Those that have come and are to be taken: none, but in between.
-    requests: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    requests: Vec<Come<T::Counted>>,
     is_silent: bool,
 }
 
-impl<W: AsyncRead + AsyncWrite + Unpin, T> Connection<W, T> {
+/// A request that has come, where its answer goes, and what it is counted as.
+type Come<C> = (Request<RecvStream>, SendResponse<Bytes>, C);
+
+impl<W: AsyncRead + AsyncWrite + Unpin, T: Take> Connection<W, T> {
     /// Tells the client to send no more requests here, and ends when those that are under way are answered.
     pub(super) fn graceful_shutdown(&mut self) {
         self.http2.graceful_shutdown();
     }
 }
 
-impl<W: AsyncRead + AsyncWrite + Unpin, T: Take + Unpin> Future for Connection<W, T> {
+impl<W, T> Future for Connection<W, T>
+where
+    W: AsyncRead + AsyncWrite + Unpin,
+    T: Take<Counted: Unpin> + Unpin,
+{
     type Output = Result<(), Broken>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -117,7 +137,10 @@ impl<W: AsyncRead + AsyncWrite + Unpin, T: Take + Unpin> Future for Connection<W
             let mut end = None;
             while let Poll::Ready(next) = this.http2.poll_accept(context) {
                 match next {
-                    Some(Ok(request)) => this.requests.push(request),
+                    Some(Ok((request, respond))) => {
+                        let counted = this.taker.count(&request);
+                        this.requests.push((request, respond, counted));
+                    }
                     Some(Err(error)) => end = Some(Err(error.into())),
                     None if this.is_silent => end = Some(Err(Broken::Silent)),
                     None => end = Some(Ok(())),
@@ -128,12 +151,16 @@ impl<W: AsyncRead + AsyncWrite + Unpin, T: Take + Unpin> Future for Connection<W
             }
             let is_heard = !this.requests.is_empty();
             // All that are there, before any is answered: each look for the next one writes what is to be sent.
-            for (request, respond) in this.requests.drain(..) {
-                this.taker.take(request.map(Received), respond, context);
+            for (request, respond, counted) in this.requests.drain(..) {
+                this.taker.take(request.map(Received), counted, respond, context);
             }
             this.requests.shrink_to(KEPT);
             if let Some(end) = end {
                 return Poll::Ready(end);
+            }
+            if this.is_silent {
+                // It does not even take that it is told so.
+                return Poll::Ready(Err(Broken::Silent));
             }
             let Some(keepalive) = &mut this.keepalive else { return Poll::Pending };
             if is_heard {
@@ -141,7 +168,6 @@ impl<W: AsyncRead + AsyncWrite + Unpin, T: Take + Unpin> Future for Connection<W
             }
             ready!(keepalive.poll_silence(context));
             this.is_silent = true;
-            this.keepalive = None;
             this.http2.abrupt_shutdown(Reason::NO_ERROR);
         }
     }

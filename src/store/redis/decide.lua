@@ -233,8 +233,8 @@ local records, lefts = {}, {}
 -- How long a record is kept, which has no more to say in so many microseconds.
 local function millis(micros)
   local left = ceil(micros / 1000)
-  if left < 1 then return 1 elseif left > 9007199254740 then return 9007199254740 end
-  return left
+  if left > 9007199254740 then return 9007199254740 elseif left >= 1 then return left end
+  return 1
 end
 
 -- The token bucket that was found, within its burst: tokens in use, when that was, and the rate that it was written under.
@@ -475,8 +475,8 @@ for _ = 1, charges do
     of[n], by[n], kinds[n], amounts[n] = b, l, kind, hits
     if u then present[n], named[b] = drained(l, limit_burst[l], u, from, r), requests end
     local what = kind % QUOTA
-    if what == 3 or what >= 5 then
-      if what > 6 or #encoded_moments < next_moment + 7 then
+    if kind >= LAST or what == 3 or what >= 5 then
+      if kind >= LAST or what > 6 or #encoded_moments < next_moment + 7 then
         return redis.error_reply('ERR weir: a charge of no kind, or without its moment')
       end
       moments[n], next_moment = unpack_('<d', encoded_moments, next_moment)
@@ -536,8 +536,9 @@ for b = 1, buckets do
     end
   end
   if record then
-    -- As a whole number's text: of a double, Redis goes through all the digits that there might be.
-    left = ('%d'):format(left)
+    -- As a whole number's text: of a double, Redis goes through all the digits that there might be. `%d` takes what is a
+    -- `long` in C, which may have 32 bits.
+    left = (left < 2 ^ 31 and '%d' or '%.0f'):format(left)
     call('SET', keys[b + first], record, 'PX', left)
     written = true
   elseif left then

@@ -437,6 +437,8 @@ fn a_batch_that_makes_no_sense_is_refused_and_changes_nothing() {
         (limits.clone(), vec![]),
         (limits.clone(), charge(0, 0, 32 + 7)),
         (limits.clone(), charge(0, 0, 32 + 3)),
+        (limits.clone(), charge(0, 0, 32 + 32)),
+        (limits.clone(), charge(0, 0, 64 + 8)),
         (limits.clone(), vec![0; 5]),
         (limits[1..].to_vec(), charge(0, 0, 32)),
         (limits.clone(), charge(1, 0, 32)),

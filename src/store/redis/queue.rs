@@ -1,7 +1,8 @@
 //! Group commit: calls that arrive while batches are under way wait together, and go as one when a batch comes back.
 //!
-//! There are no timers in it. A call that finds a free *lane* leaves at once, alone; the calls that come while all lanes
-//! are busy queue, and go together as soon as one is free. So the busier it gets, the more calls share a round trip.
+//! There are no timers in it. A call that finds a free *lane* leaves at once, with what else has come by then; the calls
+//! that come while all lanes are busy queue, and go together as soon as one is free. So the busier it gets, the more calls
+//! share a round trip.
 //!
 //! When more come than fit into a batch, for longer than Redis takes for it, each would wait until its deadline in vain, and
 //! what Redis then decides would be for calls that have gone. So a call that has more than a batch before it is told at once
