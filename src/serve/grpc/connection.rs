@@ -29,8 +29,9 @@ const MAX_HEADERS: u32 = 16 << 10;
 /// Bytes of a body that are taken before the client has room for them.
 const MAX_UNSENT: usize = 400 << 10;
 
-/// Room for so many requests is kept of what the most took that came at once.
-const KEPT: usize = 128;
+/// Requests that are taken at a time, if more have come: then it is the turn of others on the same thread. A client that gives
+/// up its calls may have sent any number of them.
+const AT_ONCE: usize = 64;
 
 /// What takes the requests of a connection.
 pub(super) trait Take {
@@ -135,7 +136,9 @@ where
         let this = &mut *self;
         loop {
             let mut end = None;
-            while let Poll::Ready(next) = this.http2.poll_accept(context) {
+            while this.requests.len() < AT_ONCE
+                && let Poll::Ready(next) = this.http2.poll_accept(context)
+            {
                 match next {
                     Some(Ok((request, respond))) => {
                         let counted = this.taker.count(&request);
@@ -149,14 +152,20 @@ where
                     break;
                 }
             }
-            let is_heard = !this.requests.is_empty();
+            let (is_heard, is_more) = (!this.requests.is_empty(), this.requests.len() == AT_ONCE);
             // All that are there, before any is answered: each look for the next one writes what is to be sent.
-            for (request, respond, counted) in this.requests.drain(..) {
-                this.taker.take(request.map(Received), counted, respond, context);
+            for (request, mut respond, counted) in this.requests.drain(..) {
+                // Nobody waits for what its client has given up by now.
+                if respond.poll_reset(context).is_pending() {
+                    this.taker.take(request.map(Received), counted, respond, context);
+                }
             }
-            this.requests.shrink_to(KEPT);
             if let Some(end) = end {
                 return Poll::Ready(end);
+            }
+            if is_more {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
             if this.is_silent {
                 // It does not even take that it is told so.
