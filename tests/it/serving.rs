@@ -217,6 +217,42 @@ async fn a_client_that_does_not_answer_a_ping_is_given_up() {
     server.stop().await.unwrap();
 }
 
+/// A frame of HTTP/2, of a length below 256.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+#[tokio::test]
+async fn a_call_that_was_given_up_before_its_turn_charges_nothing() {
+    let (server, _rules) = server(|_| {}).await;
+    let path = format!("/{}/ShouldRateLimit", weir::proto::SERVICE_NAME);
+    // In HPACK's static table, 3 is POST, 6 is http, and 4 a path, whose text follows.
+    let head = [&[0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
+    let message = request("api", &[("user", b"a")]).encode_to_vec();
+    let message = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()], &message[..]].concat();
+    let given_up = (0..20).map(|call| 2 * call + 1).flat_map(|stream| {
+        // HEADERS, DATA, and RST_STREAM, which says CANCEL.
+        [frame(1, 4, stream, &head), frame(0, 1, stream, &message), frame(3, 0, stream, &[0, 0, 0, 8])]
+    });
+    let ping = frame(6, 0, 0, &[7; 8]);
+    let all: Vec<u8> = [HELLO.to_vec()].into_iter().chain(given_up).chain([ping.clone()]).flatten().collect();
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    // All in one piece. The second answer tells that the server is done with what came before the first.
+    stream.write_all(&all).await.unwrap();
+    let mut said = Vec::new();
+    for answers in 1..=2 {
+        let pong = frame(6, 1, 0, &[7; 8]);
+        while said.windows(pong.len()).filter(|frame| *frame == pong).count() < answers {
+            assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{said:?}");
+        }
+        stream.write_all(&ping).await.unwrap();
+    }
+    let answer = server.client().await.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap();
+    assert_eq!(answer.get_ref().statuses[0].limit_remaining, 999_999);
+    server.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_client_is_told_how_many_calls_may_be_under_way_on_a_connection() {
     let (server, _rules) = server(|settings| settings.serving.max_streams = 77.try_into().unwrap()).await;
