@@ -11,7 +11,7 @@ use tonic::Code as Grpc;
 use tonic::transport::Channel;
 use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
 
-use crate::support::redis::{RedisCluster, RedisServer, await_that};
+use crate::support::redis::{RedisCluster, RedisServer, await_that, cut_one_in_use};
 use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
@@ -257,21 +257,13 @@ async fn connections_that_are_cut_neither_lose_nor_repeat_a_charge_in_any_slot()
     load.await_admitted(500).await;
     let cutting = tokio::task::spawn_blocking(move || {
         let mut connections: Vec<_> = cluster.nodes()[..3].iter().map(RedisServer::connection).collect();
-        for _ in 0..150 {
+        let mut cut = 0;
+        await_that("connections are cut", || {
             for connection in &mut connections {
-                let mut list = redis::cmd("CLIENT");
-                let list: String = list.arg("LIST").arg("TYPE").arg("normal").query(connection).unwrap();
-                let own: u64 = redis::cmd("CLIENT").arg("ID").query(connection).unwrap();
-                let id = |line: &str| line.split_once(' ')?.0.strip_prefix("id=")?.parse::<u64>().ok();
-                // Never the only one: the other has to be there.
-                let others = list.lines().filter_map(id).filter(|id| *id != own);
-                if let Some(id) = others.skip(1).last() {
-                    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<i64>(connection).unwrap();
-                }
+                cut += usize::from(cut_one_in_use(connection));
             }
-            // Until there is one to be cut again.
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            cut >= 60
+        });
         cluster
     });
     let cluster = cutting.await.unwrap();

@@ -13,7 +13,7 @@ use tonic::Code as Grpc;
 use tonic::transport::Channel;
 use weir::proto::{Code, RateLimitRequest, RateLimitServiceClient};
 
-use crate::support::redis::{RedisServer, await_that};
+use crate::support::redis::{RedisServer, await_that, cut_one_in_use};
 use crate::support::server::{request, rules};
 use crate::support::weir::Weir;
 
@@ -141,21 +141,7 @@ async fn a_script_that_is_forgotten_and_connections_that_are_cut_neither_lose_no
             redis::cmd("SCRIPT").arg("FLUSH").query::<()>(&mut connection).unwrap();
             // One of weir's two connections, wherever its batch is just then; the other has to be there.
             if n % 4 == 0 {
-                let clients: String = redis::cmd("CLIENT")
-                    .arg("LIST")
-                    .arg("TYPE")
-                    .arg("normal")
-                    .query(&mut connection)
-                    .unwrap();
-                let field = |line: &str, name: &str| {
-                    line.split(' ').find_map(|field| field.strip_prefix(name)).map(str::to_owned)
-                };
-                let own: u64 = redis::cmd("CLIENT").arg("ID").query(&mut connection).unwrap();
-                let others = clients.lines().filter(|line| field(line, "id=") != Some(own.to_string()));
-                let newest = others.skip(1).last();
-                if let Some(id) = newest.and_then(|line| field(line, "id=")) {
-                    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<()>(&mut connection).unwrap();
-                }
+                cut_one_in_use(&mut connection);
             }
         }
         connection

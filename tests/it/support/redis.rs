@@ -194,6 +194,17 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
+/// Cuts the newest of the connections that calls use, if there is another one; whether it did.
+///
+/// One that is cut while it is being made is made anew after pauses that grow.
+pub(crate) fn cut_one_in_use(redis: &mut redis::Connection) -> bool {
+    let list: String = redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal").query(redis).unwrap();
+    let in_use = list.lines().filter(|line| line.contains(" cmd=eval"));
+    let id = |line: &str| line.split_once(' ')?.0.strip_prefix("id=")?.parse::<u64>().ok();
+    let Some(id) = in_use.filter_map(id).skip(1).last() else { return false };
+    redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).query::<i64>(redis).unwrap() == 1
+}
+
 /// Asks until it is so.
 ///
 /// # Panics
