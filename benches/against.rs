@@ -80,6 +80,7 @@ fn main() {
             "script" => results.script = Some(sections::script(&effort)),
             _ => results.curve = sections::curve(&effort),
         }
+        results.measured(section);
         // What is done is done, also when what comes next fails.
         results.keep(quick);
     }

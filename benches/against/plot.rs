@@ -11,16 +11,19 @@ pub struct Plot<'a> {
     /// What stands at the left, from the bottom, 0, to the top, 1.
     pub up: Vec<(f64, String)>,
     pub up_name: &'a str,
-    /// Each with its points, from the bottom left to the top right.
-    pub lines: Vec<(&'a str, Vec<(f64, f64)>)>,
+    pub lines: Vec<Line<'a>>,
+}
+
+pub struct Line<'a> {
+    pub name: &'a str,
+    pub colour: &'static str,
+    /// From the bottom left to the top right.
+    pub points: Vec<(f64, f64)>,
 }
 
 const SIZE: (f64, f64) = (760.0, 400.0);
 /// Left, top, right, bottom.
 const MARGINS: (f64, f64, f64, f64) = (80.0, 50.0, 170.0, 60.0);
-/// Told apart by most eyes, on white and on black.
-const COLOURS: [&str; 4] = ["#888888", "#e69f00", "#0072b2", "#d55e00"];
-
 impl Plot<'_> {
     pub fn svg(&self) -> String {
         let (width, height) = SIZE;
@@ -54,14 +57,14 @@ impl Plot<'_> {
             .lines
             .iter()
             .enumerate()
-            .map(|(index, (_, points))| (points.last().map_or(0.0, |end| y(end.1)), index))
+            .map(|(index, line)| (line.points.last().map_or(0.0, |end| y(end.1)), index))
             .collect();
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut lowest = f64::MIN;
         for (end, index) in ends {
             lowest = (lowest + 16.0).max(end + 4.0);
-            let colour = format!(" fill=\"{}\"", COLOURS[index % COLOURS.len()]);
-            text((x(1.0) + 10.0, lowest), "start", &colour, self.lines[index].0);
+            let Line { name, colour, .. } = &self.lines[index];
+            text((x(1.0) + 10.0, lowest), "start", &format!(" fill=\"{colour}\""), name);
         }
         for (part, _) in &self.up {
             _ = writeln!(
@@ -72,7 +75,7 @@ impl Plot<'_> {
                 y(*part)
             );
         }
-        for ((_, points), colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {
+        for Line { colour, points, .. } in &self.lines {
             let places: Vec<String> =
                 points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
             _ = writeln!(

@@ -4,9 +4,19 @@ use std::fs;
 use std::path::Path;
 
 use super::asked::PERCENTILES;
-use super::plot::Plot;
+use super::plot::{Line, Plot};
 use super::results::Results;
 use super::sections::MACHINE;
+
+/// A server's colour, the same in all plots: told apart by most eyes, on white and on black.
+fn colour(server: &str) -> &'static str {
+    match server {
+        "echo" => "#888888",
+        "weir, memory" => "#0072b2",
+        "weir, Redis" => "#d55e00",
+        _ => "#e69f00",
+    }
+}
 
 /// Draws what there are results of.
 pub fn draw(results: &Results, place: &Path) {
@@ -43,7 +53,7 @@ fn throughput(results: &Results) -> Option<String> {
             .map(|curve| {
                 let points = curve.points.iter().enumerate();
                 let points = points.map(|(index, point)| (place(index), point.1 / (steps * step)));
-                (curve.server.as_str(), points.collect())
+                Line { name: &curve.server, colour: colour(&curve.server), points: points.collect() }
             })
             .collect(),
     };
@@ -77,7 +87,7 @@ fn latency(results: &Results) -> Option<String> {
                 let points = latency.latencies.iter().enumerate();
                 let points = points
                     .map(|(index, micros)| (place(index), (micros.median.log10() - low) / (high - low)));
-                (latency.server.as_str(), points.collect())
+                Line { name: &latency.server, colour: colour(&latency.server), points: points.collect() }
             })
             .collect(),
     };

@@ -182,6 +182,8 @@ pub struct Redis {
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
     pub cpu: Duration,
+    /// Commands that it ran, those of scripts and the scripts themselves too.
+    pub commands: u64,
     /// Runs of scripts.
     pub runs: u64,
 }
@@ -227,10 +229,16 @@ impl Redis {
 
     pub fn done(&self) -> Done {
         let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connection()).unwrap();
-        let calls = |line: &str| {
-            let runs = line.strip_prefix("cmdstat_eval").filter(|rest| rest.starts_with([':', 's']))?;
-            runs.split_once("calls=")?.1.split(',').next()?.parse::<u64>().ok()
+        let count = |is_meant: &dyn Fn(&str) -> bool| -> u64 {
+            let calls = |line: &str| {
+                let (name, figures) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+                is_meant(name).then(|| figures.split(',').next()?.parse::<u64>().ok())?
+            };
+            stats.lines().filter_map(calls).sum()
         };
-        Done { cpu: self.process.cpu(), runs: stats.lines().filter_map(calls).sum() }
+        // What is asked here is none of it.
+        let commands = count(&|name| name != "info");
+        let runs = count(&|name| matches!(name, "eval" | "evalsha"));
+        Done { cpu: self.process.cpu(), commands, runs }
     }
 }

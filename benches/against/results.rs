@@ -1,7 +1,9 @@
 //! What was measured, kept from one run of a section to the next.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,15 @@ pub struct Spread {
 }
 
 impl Spread {
+    /// Of what is only one figure.
+    pub fn only(figure: f64) -> Self {
+        Self { median: figure, least: figure, greatest: figure }
+    }
+
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
+        Self::of([self.median, self.least, self.greatest].map(change))
+    }
+
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_by(f64::total_cmp);
@@ -42,6 +53,8 @@ pub struct Row {
     pub cpu_ratio: Spread,
     /// Redis's, microseconds a call.
     pub redis_cpu: Option<Spread>,
+    /// Commands that Redis ran for a call, those of scripts too.
+    pub commands: Option<Spread>,
     /// Runs of scripts in Redis for a call.
     pub runs: Option<Spread>,
     /// The part of the charges that Redis did not decide in time, so that weir did.
@@ -69,10 +82,11 @@ pub struct Script {
     pub ratio: Spread,
     /// Decisions of a batch.
     pub batch: f64,
-    /// Runs for a decision, with 256 callers: of many keys, of one, of one that is denied.
-    pub uniform: f64,
-    pub hot: f64,
-    pub denied_in_a_second: f64,
+    /// Runs for a decision, with 256 callers: of many keys, of one.
+    pub uniform: Spread,
+    pub hot: Spread,
+    /// Runs while one key was denied, and for how many seconds.
+    pub denied: (f64, f64),
 }
 
 /// How many calls a second so many callers get answered.
@@ -89,11 +103,19 @@ pub struct Results {
     pub memory: Vec<Row>,
     pub redis: Vec<Row>,
     pub latency: Vec<Latency>,
-    pub bucket_bytes: Option<f64>,
-    #[serde(default)]
-    pub bucket_bytes_with_redis: Option<f64>,
+    pub bucket_bytes: Option<Spread>,
+    pub bucket_bytes_with_redis: Option<Spread>,
     pub script: Option<Script>,
     pub curve: Vec<Curve>,
+    /// Where the figures of each section come from.
+    pub from: BTreeMap<String, Origin>,
+}
+
+/// Of what code figures are, and from when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub commit: String,
+    pub when: String,
 }
 
 impl Results {
@@ -107,6 +129,19 @@ impl Results {
         let kept = fs::read(directory().join(name("json", false))).ok();
         let kept: Option<Self> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
         kept.filter(|kept| kept.machine == machine()).unwrap_or_else(Self::of_this_machine)
+    }
+
+    /// Notes that a section has just been measured.
+    pub fn measured(&mut self, section: &str) {
+        let said = |program: &str, arguments: &[&str]| {
+            let output =
+                Command::new(program).args(arguments).output().ok().filter(|done| done.status.success());
+            output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        let commit = said("git", &["describe", "--always", "--dirty= with changes", "--match="]);
+        let when = said("date", &["-u", "+%F %H:%M UTC"]);
+        let [commit, when] = [commit, when].map(|part| part.unwrap_or_else(|| "unknown".to_owned()));
+        self.from.insert(section.to_owned(), Origin { commit, when });
     }
 
     pub fn keep(&self, quick: bool) {

@@ -21,6 +21,8 @@ struct Sample {
     /// Microseconds a call.
     cpu: f64,
     redis_cpu: f64,
+    /// Commands that it ran for a call, those of scripts too.
+    commands: f64,
     /// Runs of scripts for a call.
     runs: f64,
     /// The part of the charges that Redis did not decide in time.
@@ -70,17 +72,18 @@ impl Case<'_> {
             (self.server.cpu(), self.redis.map(|redis| (redis.done(), self.server.decided_locally())));
         let asked = self.ask(seconds).of(self.server);
         let cpu = (self.server.cpu() - before.0).as_secs_f64() * 1e6 / asked.calls;
-        let (redis_cpu, runs, local) = match (self.redis, before.1) {
+        let (redis_cpu, commands, runs, local) = match (self.redis, before.1) {
             (Some(redis), Some((before, local))) => {
                 let now = redis.done();
                 let cpu = (now.cpu - before.cpu).as_secs_f64() * 1e6 / asked.calls;
                 let charges = asked.calls * self.descriptors as f64;
                 let local = (self.server.decided_locally() - local) / charges;
-                (cpu, (now.runs - before.runs) as f64 / asked.calls, local)
+                let a_call = |now: u64, before: u64| (now - before) as f64 / asked.calls;
+                (cpu, a_call(now.commands, before.commands), a_call(now.runs, before.runs), local)
             }
-            _ => (0.0, 0.0, 0.0),
+            _ => (0.0, 0.0, 0.0, 0.0),
         };
-        Sample { asked, cpu, redis_cpu, runs, local }
+        Sample { asked, cpu, redis_cpu, commands, runs, local }
     }
 }
 
@@ -124,7 +127,8 @@ fn row(case: &Case<'_>, own: &[Sample], base: &[Sample]) -> Row {
     };
     Row {
         server: case.name.to_owned(),
-        keys: case.keys,
+        // A request has a value for each of its descriptors.
+        keys: case.keys.max(case.descriptors),
         denied: case.denied,
         descriptors: case.descriptors,
         per_second: spread(&|sample| sample.asked.per_second),
@@ -132,6 +136,7 @@ fn row(case: &Case<'_>, own: &[Sample], base: &[Sample]) -> Row {
         cpu: spread(&|sample| sample.cpu),
         cpu_ratio: against(&|sample| sample.cpu),
         redis_cpu: case.redis.map(|_| spread(&|sample| sample.redis_cpu)),
+        commands: case.redis.map(|_| spread(&|sample| sample.commands)),
         runs: case.redis.map(|_| spread(&|sample| sample.runs)),
         local: case.redis.map(|_| spread(&|sample| sample.local)),
         own_cpu: spread(&|sample| sample.asked.own_cpu),

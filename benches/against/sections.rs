@@ -35,29 +35,26 @@ impl Effort {
 /// weir with buckets in memory, against echo.
 pub fn memory(effort: &Effort) -> Vec<Row> {
     let weir = Server::weir(None);
-    let stock: Vec<Server> =
-        effort.descriptors.iter().map(|count| Server::echo(Shape::Stock, *count)).collect();
-    let per_core: Vec<Server> =
-        effort.descriptors.iter().map(|count| Server::echo(Shape::PerCore, *count)).collect();
-    let mut cases = Vec::new();
-    for ((descriptors, stock), per_core) in effort.descriptors.iter().zip(&stock).zip(&per_core) {
-        cases.push(echo("echo", stock, effort.keys, *descriptors));
-        cases.push(echo("echo, a runtime a core", per_core, effort.keys, *descriptors));
-        cases.extend(weirs("weir, memory", &weir, None, effort.keys, *descriptors));
-    }
-    rounds::run(&cases, effort.rounds, effort.seconds)
+    against_echo("weir, memory", &weir, None, effort)
 }
 
 /// weir with buckets in Redis, against echo.
 pub fn redis(effort: &Effort) -> Vec<Row> {
     let redis = Redis::start();
     let weir = Server::weir(Some(&redis));
-    let stock: Vec<Server> =
-        effort.descriptors.iter().map(|count| Server::echo(Shape::Stock, *count)).collect();
+    against_echo("weir, Redis", &weir, Some(&redis), effort)
+}
+
+/// A weir, against echo as it comes and against one of weir's shape.
+fn against_echo(name: &'static str, weir: &Server, redis: Option<&Redis>, effort: &Effort) -> Vec<Row> {
+    let echoes = |shape| effort.descriptors.iter().map(move |count| Server::echo(shape, *count));
+    let (stock, per_core): (Vec<_>, Vec<_>) =
+        (echoes(Shape::Stock).collect(), echoes(Shape::PerCore).collect());
     let mut cases = Vec::new();
-    for (descriptors, stock) in effort.descriptors.iter().zip(&stock) {
+    for ((descriptors, stock), per_core) in effort.descriptors.iter().zip(&stock).zip(&per_core) {
         cases.push(echo("echo", stock, effort.keys, *descriptors));
-        cases.extend(weirs("weir, Redis", &weir, Some(&redis), effort.keys, *descriptors));
+        cases.push(echo("echo, a runtime a core", per_core, effort.keys, *descriptors));
+        cases.extend(weirs(name, weir, redis, effort.keys, *descriptors));
     }
     rounds::run(&cases, effort.rounds, effort.seconds)
 }
@@ -99,11 +96,15 @@ pub fn latency(effort: &Effort) -> Vec<Latency> {
         ("weir, Redis", Server::weir(Some(&redis))),
     ];
     let closed = Ask::closed("wide", effort.keys, effort.seconds);
-    let highest = servers.each_ref().map(|(_, server)| {
-        // The first time is for getting going.
-        closed.of(server);
-        closed.of(server).per_second
-    });
+    let mut rates: [Vec<f64>; 3] = Default::default();
+    // The first time is for getting going.
+    for round in 0..=effort.rounds {
+        for ((_, server), rates) in servers.iter().zip(&mut rates) {
+            let rate = closed.of(server).per_second;
+            rates.extend((round > 0).then_some(rate));
+        }
+    }
+    let highest = rates.map(|rates| Spread::of(rates).median);
     let mut all: [Vec<[f64; 6]>; 3] = Default::default();
     let mut stalls = Vec::new();
     for _ in 0..LATENCY_ROUNDS * effort.rounds {
@@ -125,10 +126,14 @@ pub fn latency(effort: &Effort) -> Vec<Latency> {
 }
 
 /// Bytes of memory for each bucket, when there are many: of weir in memory, and of what it knows of Redis.
-pub fn buckets(effort: &Effort) -> (f64, f64) {
+pub fn buckets(effort: &Effort) -> (Spread, Spread) {
     let redis = Redis::start();
-    // Of calls for ten buckets each, Redis would not decide all.
-    (bytes(effort, &Server::weir(None), 10), bytes(effort, &Server::weir(Some(&redis)), 1))
+    let round = |_| {
+        // Of calls for ten buckets each, Redis would not decide all.
+        (bytes(effort, &Server::weir(None), 10), bytes(effort, &Server::weir(Some(&redis)), 1))
+    };
+    let (memory, with_redis): (Vec<f64>, Vec<f64>) = (0..effort.rounds.min(3)).map(round).unzip();
+    (Spread::of(memory), Spread::of(with_redis))
 }
 
 fn bytes(effort: &Effort, weir: &Server, descriptors: u64) -> f64 {
@@ -155,7 +160,8 @@ pub fn script(effort: &Effort) -> Script {
     };
     let wide = Ask::closed("wide", effort.keys, effort.seconds);
     wide.of(&weir);
-    let (mut decided, mut plain, mut ratios, mut runs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut decided, mut plain, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut uniform, mut hot) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
         let (cpu, per_call, _) = counted(wide);
         let batch = (1.0 / per_call).round().max(1.0);
@@ -163,21 +169,23 @@ pub fn script(effort: &Effort) -> Script {
         decided.push(cpu);
         plain.push(reads_and_writes);
         ratios.push(cpu / reads_and_writes);
-        runs.push(per_call);
+        uniform.push(per_call);
+        let (_, per_call, _) = counted(Ask { key: "hot", keys: 1, ..wide });
+        hot.push(per_call);
     }
-    let (_, hot, _) = counted(Ask { key: "hot", keys: 1, ..wide });
-    let denied = Ask { key: "shut", keys: 1, ..wide };
-    denied.of(&weir);
-    let (_, _, of_denied) = counted(denied);
-    let uniform = Spread::of(runs).median;
+    // All at one time: a run at its beginning and at its end would be many of a short one.
+    let denied = Ask { key: "shut", keys: 1, seconds: 2.0 * effort.rounds as f64 * effort.seconds, ..wide };
+    Ask { seconds: effort.seconds, ..denied }.of(&weir);
+    let (_, _, runs) = counted(denied);
+    let uniform = Spread::of(uniform);
     Script {
         decided: Spread::of(decided),
         plain: Spread::of(plain),
         ratio: Spread::of(ratios),
-        batch: 1.0 / uniform,
+        batch: 1.0 / uniform.median,
         uniform,
-        hot,
-        denied_in_a_second: of_denied / effort.seconds,
+        hot: Spread::of(hot),
+        denied: (runs, denied.seconds),
     }
 }
 
@@ -219,16 +227,21 @@ pub fn curve(effort: &Effort) -> Vec<Curve> {
         ("weir, memory", Server::weir(None)),
         ("weir, Redis", Server::weir(Some(&redis))),
     ];
-    let mut curves: Vec<Curve> =
-        servers.iter().map(|(name, _)| Curve { server: (*name).to_owned(), points: Vec::new() }).collect();
-    for callers in effort.callers {
-        let connections = (*callers).min(4);
-        let streams = callers / connections;
-        for ((_, server), curve) in servers.iter().zip(&mut curves) {
-            let ask = Ask { connections, streams, ..Ask::closed("wide", effort.keys, effort.seconds) };
-            let figures = (0..effort.rounds.min(2)).map(|_| ask.of(server).per_second);
-            curve.points.push((*callers, Spread::of(figures).median));
+    let mut figures = vec![vec![Vec::new(); effort.callers.len()]; servers.len()];
+    for _ in 0..effort.rounds.min(3) {
+        for (place, callers) in effort.callers.iter().enumerate() {
+            let connections = (*callers).min(4);
+            let streams = callers / connections;
+            for ((_, server), figures) in servers.iter().zip(&mut figures) {
+                let ask = Ask { connections, streams, ..Ask::closed("wide", effort.keys, effort.seconds) };
+                figures[place].push(ask.of(server).per_second);
+            }
         }
     }
-    curves
+    let median = |(callers, figures): (&u64, Vec<f64>)| (*callers, Spread::of(figures).median);
+    let curve = |((name, _), figures): (&(&str, Server), Vec<Vec<f64>>)| Curve {
+        server: (*name).to_owned(),
+        points: effort.callers.iter().zip(figures).map(median).collect(),
+    };
+    servers.iter().zip(figures).map(curve).collect()
 }

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use super::asked::PERCENTILES;
 use super::bars::bars;
-use super::results::{Results, Row, Spread};
+use super::results::{Origin, Results, Row, Spread};
 
 /// All results that there are, in Markdown.
 pub fn markdown(results: &Results) -> String {
-    let mut text = format!("Machine: {}.\n\n", results.machine);
+    let mut text = format!("Machine: {}. {}\n\n", results.machine, origin(results));
     let bars = bars(results);
     if !bars.is_empty() {
         text.push_str("| figure | is | must | aim | reached |\n|---|---|---|---|---|\n");
@@ -19,7 +19,7 @@ pub fn markdown(results: &Results) -> String {
                 text,
                 "| {} | {} | {sign} {} | {sign} {} | {} |",
                 bar.what,
-                short(bar.is),
+                span(bar.is),
                 bar.must,
                 bar.aim,
                 bar.reached()
@@ -55,10 +55,25 @@ pub fn markdown(results: &Results) -> String {
     if let (Some(memory), Some(redis)) = (results.bucket_bytes, results.bucket_bytes_with_redis) {
         _ = writeln!(
             text,
-            "A bucket takes {memory:.0} bytes of weir's memory, and {redis:.0} where it is in Redis: it is known by its name then.\n"
+            "A bucket takes {:.0} bytes of weir's memory, and {:.0} where it is in Redis: it is known by its name then.\n",
+            memory.median, redis.median
         );
     }
     text
+}
+
+/// Of what code the results are: of one, or of each section's own.
+fn origin(results: &Results) -> String {
+    let mut commits: Vec<&str> = results.from.values().map(|from| from.commit.as_str()).collect();
+    commits.dedup();
+    if let [commit] = commits.as_slice() {
+        let times = || results.from.values().map(|from| from.when.as_str());
+        let (first, last) = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+        return format!("Commit {commit}; the first part was done at {first}, the last at {last}.");
+    }
+    let part = |(section, from): (&String, &Origin)| format!("{section}: {} at {}", from.commit, from.when);
+    let parts: Vec<String> = results.from.iter().map(part).collect();
+    format!("Parts are of different commits: {}.", parts.join("; "))
 }
 
 fn table(rows: &[Row]) -> String {
@@ -67,10 +82,10 @@ fn table(rows: &[Row]) -> String {
         "| server | keys | answer | descriptors | calls/s | against echo | CPU, µs a call | against echo | load's own CPU |",
     );
     if with_redis {
-        text.push_str(" Redis's CPU, µs a call | script runs a call | not by Redis |");
+        text.push_str(" Redis's CPU, µs a call | its commands a call | script runs a call | not by Redis |");
     }
     text.push('\n');
-    text.push_str(&"|---".repeat(if with_redis { 12 } else { 9 }));
+    text.push_str(&"|---".repeat(if with_redis { 13 } else { 9 }));
     text.push_str("|\n");
     for row in rows {
         let answer = match (row.server.starts_with("echo"), row.denied) {
@@ -94,7 +109,8 @@ fn table(rows: &[Row]) -> String {
         );
         if with_redis {
             let span = |spread: Option<Spread>| spread.map_or(String::new(), span);
-            _ = write!(text, " {} | {} | {} |", span(row.redis_cpu), span(row.runs), span(row.local));
+            let spans = [row.redis_cpu, row.commands, row.runs, row.local].map(span);
+            _ = write!(text, " {} |", spans.join(" | "));
         }
         text.push('\n');
     }
@@ -102,6 +118,9 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn span(spread: Spread) -> String {
+    if spread.least >= spread.greatest {
+        return short(spread.median);
+    }
     format!("{} ({} to {})", short(spread.median), short(spread.least), short(spread.greatest))
 }
 

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use weir::bucket::{Hits, Limit};
 use weir::clock::Clock;
 use weir::decision::{BucketKey, Charge, Mode, RuleId};
@@ -54,22 +54,26 @@ pub fn store(c: &mut Criterion) {
         group.throughput(Throughput::Elements(threads * EACH));
         for keys in [1, 100_000] {
             group.bench_function(BenchmarkId::new(format!("threads {threads}, keys"), keys), |b| {
-                b.iter_batched_ref(
-                    store,
-                    |store| {
-                        let store = &*store;
-                        std::thread::scope(|scope| {
-                            for thread in 0..threads {
-                                scope.spawn(move || {
-                                    for n in 0..EACH {
-                                        black_box(store.decide(&[charge((n * (thread + 1)) % keys)]));
-                                    }
-                                });
-                            }
-                        });
-                    },
-                    BatchSize::PerIteration,
-                );
+                let store = store();
+                // All buckets are there before.
+                for n in 0..keys {
+                    store.decide(&[charge(n)]);
+                }
+                let (store, mut round) = (&store, 0);
+                b.iter(|| {
+                    round += 1;
+                    std::thread::scope(|scope| {
+                        for thread in 0..threads {
+                            // Each begins somewhere else, every time.
+                            let begin = (round * threads + thread) * 7_919;
+                            scope.spawn(move || {
+                                for n in 0..EACH {
+                                    black_box(store.decide(&[charge((begin + n) % keys)]));
+                                }
+                            });
+                        }
+                    });
+                });
             });
         }
     }

@@ -28,7 +28,7 @@ pub(super) struct Load {
     #[arg(long, default_value = "user")]
     key: String,
 
-    /// How many values the key has: numbers, at random if nothing else is said
+    /// How many values the key has, at least one for each descriptor: numbers, at random if nothing else is said
     #[arg(long, value_name = "COUNT", default_value = "100000", value_parser = value_parser!(u64).range(1..=1_000_000_000_000))]
     keys: u64,
 
@@ -184,8 +184,12 @@ impl Load {
         let result = json!({
             "target": plan.target.to_string(),
             "domain": self.domain,
-            "keys": self.keys,
+            "key": self.key,
+            "keys": self.keys.max(self.descriptors),
+            "zipf": self.zipf,
+            "in_turn": self.in_turn,
             "descriptors": self.descriptors,
+            "hits": self.hits,
             "rate": self.rate,
             "connections": self.connections,
             "streams": self.streams,

@@ -51,8 +51,9 @@ struct Known {
     refresh: Micros,
 }
 
-/// The last part of the time that a denial is remembered for, in which it is asked about again: one of so many.
-const REFRESH: Micros = 10;
+/// The last part of the time that a denial is remembered for, in which it is asked about again: one of so many. Of a second,
+/// that is as long as an answer may take.
+const REFRESH: Micros = 100;
 
 /// How many generations there are for all buckets together.
 const STRIPES: usize = 1_024;
@@ -286,8 +287,8 @@ mod tests {
         let decision = learn(&denials, &[take(1, 1)], &[10]);
         let known = denials.decide(&[take(1, 1)], NOW).unwrap();
         assert_eq!(known.verdicts[0].remaining, decision.verdicts[0].remaining);
-        assert!(is_known(&denials, take(1, 1), NOW + 27 * SECOND / 10 - 1));
-        assert!(!is_known(&denials, take(1, 1), NOW + 27 * SECOND / 10), "one asks in the last tenth");
+        assert!(is_known(&denials, take(1, 1), NOW + 297 * SECOND / 100 - 1));
+        assert!(!is_known(&denials, take(1, 1), NOW + 297 * SECOND / 100), "one asks in the last hundredth");
         assert!(is_known(&denials, take(1, 1), NOW + 3 * SECOND - 1), "the others know meanwhile");
         assert!(
             !is_known(&denials, take(1, 1), NOW + 3 * SECOND),

@@ -21,11 +21,28 @@ pub(crate) struct Shape {
     pub(crate) hits: Option<u64>,
 }
 
+impl Shape {
+    /// A request whose descriptors all have this value, as it goes into a call's body: not compressed, and how long it is,
+    /// come before it.
+    fn framed(&self, value: &[u8]) -> Bytes {
+        let descriptor = RateLimitDescriptor {
+            entries: vec![Entry { key: self.key.clone().into(), value: value.to_vec().into() }],
+            hits_addend: self.hits,
+            ..RateLimitDescriptor::default()
+        };
+        let descriptors = (0..self.descriptors).map(|_| descriptor.clone()).collect();
+        let message =
+            RateLimitRequest { domain: self.domain.clone(), descriptors, hits_addend: 0 }.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        [&[0][..], &length.to_be_bytes(), &message].concat().into()
+    }
+}
+
 /// Makes one request after the other.
 #[derive(Debug)]
 pub(super) struct Requests {
     keys: Keys,
-    /// A framed message, with [`HOLE`]s where digits go.
+    /// A framed message, with some digit where digits go.
     template: Bytes,
     /// Where that is, in the order of the descriptors.
     holes: Vec<usize>,
@@ -34,30 +51,15 @@ pub(super) struct Requests {
     values: u64,
 }
 
-/// Stands for a digit: a byte that no text has, so that it cannot be in a domain or a key.
-const HOLE: u8 = 0xff;
-
 impl Requests {
     pub(super) fn new(shape: &Shape, order: Order, thread: u64, threads: u64) -> Self {
         let values = shape.keys.max(shape.descriptors);
         let digits = (values - 1).to_string().len();
-        let descriptor = RateLimitDescriptor {
-            entries: vec![Entry { key: shape.key.clone().into(), value: vec![HOLE; digits].into() }],
-            hits_addend: shape.hits,
-            ..RateLimitDescriptor::default()
-        };
-        let descriptors = (0..shape.descriptors).map(|_| descriptor.clone()).collect();
-        let message =
-            RateLimitRequest { domain: shape.domain.clone(), descriptors, hits_addend: 0 }.encode_to_vec();
-        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-        // gRPC's frame: not compressed, and how long.
-        let template: Bytes = [&[0][..], &length.to_be_bytes(), &message].concat().into();
-        let mut holes = Vec::new();
-        for (place, byte) in template.iter().enumerate() {
-            if *byte == HOLE && holes.last().is_none_or(|last: &usize| place >= *last + digits) {
-                holes.push(place);
-            }
-        }
+        let template = shape.framed(&vec![b'0'; digits]);
+        let other = shape.framed(&vec![b'1'; digits]);
+        // Where they differ, and nowhere else, are digits; those of a value lie together.
+        let digits_at = template.iter().zip(&other).enumerate().filter(|(_, (one, other))| one != other);
+        let holes = digits_at.map(|(place, _)| place).step_by(digits).collect();
         let keys = Keys::new(order, shape.keys, thread, threads);
         Self { keys, template, holes, digits, values }
     }
@@ -140,9 +142,30 @@ mod tests {
 
     #[test]
     fn hits_are_those_of_each_descriptor() {
-        let shape = Shape { hits: Some(0), ..shape(10, 2) };
-        let request = next(&mut Requests::new(&shape, Order::Uniform, 0, 1));
-        let request = RateLimitRequest::decode(&request[5..]).unwrap();
-        assert!(request.descriptors.iter().all(|descriptor| descriptor.hits_addend == Some(0)));
+        // As protobuf writes them, some of these are of bytes that no text has.
+        for hits in [0, 1, 255, 511, 1_023, 16_383, u64::MAX] {
+            let shape = Shape { hits: Some(hits), ..shape(10, 2) };
+            let mut requests = Requests::new(&shape, Order::InTurn, 0, 1);
+            assert_eq!(values(&mut requests), ["0", "5"], "{hits}");
+            let request = RateLimitRequest::decode(&next(&mut requests)[5..]).unwrap();
+            assert!(
+                request.descriptors.iter().all(|descriptor| descriptor.hits_addend == Some(hits)),
+                "{hits}"
+            );
+        }
+    }
+
+    #[test]
+    fn requests_of_any_length_have_their_values() {
+        for keys in [1, 10, 100_000] {
+            for descriptors in 1..=60 {
+                let mut requests = Requests::new(&shape(keys, descriptors), Order::InTurn, 0, 1);
+                let all = values(&mut requests);
+                let step = keys.max(descriptors) / descriptors;
+                let expected = (0..descriptors).map(|index| index * step);
+                let is: Vec<u64> = all.iter().map(|value| value.parse().unwrap()).collect();
+                assert_eq!(is, expected.collect::<Vec<_>>(), "{keys} keys, {} bytes", requests.len());
+            }
+        }
     }
 }

@@ -39,6 +39,10 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const NOT_HTTP_1: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: 72\r\n\r\n\
     This port answers gRPC, which is HTTP/2; --http says where HTTP/1 goes.\n";
 
+/// Where the calls are whose requests are one message each, besides the one that there are many of: a client of reflection
+/// may take its time between two.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// The one call that there are many of.
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
@@ -284,8 +288,14 @@ impl Taker {
     /// Has a call answered that is not of the rate limit service.
     fn take_other(&self, request: Request<Received>, respond: SendResponse<Bytes>) {
         let (mut others, course) = (self.grpc.others.clone(), self.course.clone());
+        let within = self.grpc.bounds.request_timeout;
+        let request = if request.uri().path().starts_with(HEALTH) {
+            request.map(|body| Body::new(Timely::new(body, within)))
+        } else {
+            request.map(Body::new)
+        };
         let answer = async move {
-            let Ok(response) = others.call(request.map(Body::new)).await;
+            let Ok(response) = others.call(request).await;
             Answer::ByTonic(response.map(|body| Body::new(UntilClosing::new(body, course))))
         };
         tokio::spawn(Answering::new(answer, respond, ()));

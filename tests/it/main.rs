@@ -5,6 +5,7 @@ mod support {
     pub(crate) mod certificates;
     pub(crate) mod collector;
     pub(crate) mod envoy;
+    pub(crate) mod frames;
     pub(crate) mod http;
     pub(crate) mod proxy;
     pub(crate) mod python;

@@ -29,11 +29,14 @@ use tonic::{Code as Grpc, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use weir::proto::{Code, RateLimitResponse, RateLimitServiceClient};
+use weir::proto::{Code, RateLimitResponse, RateLimitServiceClient, SERVICE_NAME};
 use weir::serve::Policy;
 use weir::settings::Settings;
 
 use crate::support::envoy::{Envoy, get};
+use crate::support::frames::{
+    self, ACK, DATA, HELLO, PING, SETTINGS, WINDOW_UPDATE, cancel, frame, read_frame,
+};
 use crate::support::redis::RedisServer;
 use crate::support::server::{Server, request, rules, settings};
 use crate::support::weir::Weir;
@@ -43,9 +46,6 @@ const RULES: &str =
 
 /// How long a test waits for what should come soon.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What an HTTP/2 client begins with: the preface, and settings that say nothing.
-const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// A server with these rules, and settings as `change` leaves them.
 async fn server(change: impl FnOnce(&mut Settings)) -> (Server, tempfile::TempDir) {
@@ -162,12 +162,21 @@ impl HttpBody for Held {
 /// Begins a call whose request comes when something is sent to what comes first; the other is its answer. Calls that are
 /// made on the same channel afterwards come to the server after it.
 async fn begin_call(channel: &Channel) -> (oneshot::Sender<()>, JoinHandle<http::Response<Body>>) {
-    let (let_go, go) = oneshot::channel();
     let message = request("api", &[("user", b"a")]).encode_to_vec();
+    begin(channel, &format!("{SERVICE_NAME}/ShouldRateLimit"), message).await
+}
+
+/// The same for any call.
+async fn begin(
+    channel: &Channel,
+    method: &str,
+    message: Vec<u8>,
+) -> (oneshot::Sender<()>, JoinHandle<http::Response<Body>>) {
+    let (let_go, go) = oneshot::channel();
     let mut frame = vec![0];
     frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
     frame.extend(message);
-    let slow = http::Request::post("http://weir/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")
+    let slow = http::Request::post(format!("http://weir/{method}"))
         .header("content-type", "application/grpc")
         .body(Body::new(Held { message: Some(frame.into()), go }))
         .unwrap();
@@ -194,6 +203,10 @@ async fn a_call_whose_request_does_not_come_is_ended_in_time() {
     assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
     let told = server.telemetry.render(None).1;
     assert!(told.contains("weir_calls_total{result=\"unreadable\"} 1\n"), "{told}");
+    // Who asks for health is not waited for any longer.
+    let check = HealthCheckRequest::default().encode_to_vec();
+    let (_held, answer) = begin(&server.channel().await, "grpc.health.v1.Health/Check", check).await;
+    assert_eq!(answer.await.unwrap().headers()["grpc-status"], "4");
     server.stop().await.unwrap();
 }
 
@@ -217,37 +230,89 @@ async fn a_client_that_does_not_answer_a_ping_is_given_up() {
     server.stop().await.unwrap();
 }
 
-/// A frame of HTTP/2, of a length below 256.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+/// A client that sends and takes nothing cannot be told that it is asked: its connection is full.
+#[tokio::test]
+async fn a_client_that_takes_no_answer_is_given_up() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.keepalive = Duration::from_millis(100);
+        settings.serving.keepalive_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut full = socket.connect(server.address).await.unwrap();
+    // It has room for any answer (SETTINGS_INITIAL_WINDOW_SIZE is 4), and takes none.
+    full.write_all(HELLO).await.unwrap();
+    full.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0x7F, 0xFF, 0xFF, 0xFF])).await.unwrap();
+    full.write_all(&frame(WINDOW_UPDATE, 0, 0, &[0x7F, 0, 0, 0])).await.unwrap();
+    let one = request("api", &[("user", b"a")]);
+    let mut streams = (0..).map(|call| 2 * call + 1);
+    let fill = async {
+        loop {
+            let calls: Vec<u8> =
+                streams.by_ref().take(100).flat_map(|stream| frames::call(stream, &one)).collect();
+            // Answers have nowhere to go any more when it is not read either, until it is cut.
+            if let Err(error) = full.write_all(&calls).await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, fill).await.expect("it is cut");
+    assert!(matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{error}");
+    assert_eq!(call(&mut server.client().await).await, Ok(Code::Ok));
+    server.stop().await.unwrap();
+}
+
+/// A connection on which all of this comes in one piece, when the server is done with it; and what it has said.
+async fn sent_at_once(server: &Server, sent: &[u8]) -> (TcpStream, Vec<(u8, u32, Vec<u8>)>) {
+    let ping = frame(PING, 0, 0, &[7; 8]);
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&[HELLO, sent, &ping].concat()).await.unwrap();
+    let (mut pongs, mut said) = (0, Vec::new());
+    // The second answer tells that the server is done with what came before the first.
+    while pongs < 2 {
+        let (kind, flags, of, payload) = read_frame(&mut stream).await;
+        if (kind, flags) == (PING, ACK) {
+            pongs += 1;
+            stream.write_all(&ping).await.unwrap();
+        }
+        said.push((kind, of, payload));
+    }
+    (stream, said)
+}
+
+#[tokio::test]
+async fn calls_that_come_together_count_together() {
+    let (server, _rules) = server(|settings| {
+        settings.serving.max_calls = 3.try_into().unwrap();
+        settings.serving.overload = Policy::Deny;
+    })
+    .await;
+    let calls = 40;
+    let one = request("api", &[("user", b"a")]);
+    let sent: Vec<u8> = (0..calls).flat_map(|call| frames::call(2 * call + 1, &one)).collect();
+    let (mut stream, mut said) = sent_at_once(&server, &sent).await;
+    let answers = |said: &[(u8, u32, Vec<u8>)]| -> Vec<Code> {
+        let data = said.iter().filter(|(kind, ..)| *kind == DATA);
+        data.map(|(.., payload)| RateLimitResponse::decode(&payload[5..]).unwrap().overall_code()).collect()
+    };
+    while answers(&said).len() < calls as usize {
+        let (kind, _, of, payload) = read_frame(&mut stream).await;
+        said.push((kind, of, payload));
+    }
+    let admitted = answers(&said).iter().filter(|code| **code == Code::Ok).count();
+    assert_eq!(admitted, 3, "none of them is answered before the last has come");
+    server.stop().await.unwrap();
 }
 
 #[tokio::test]
 async fn a_call_that_was_given_up_before_its_turn_charges_nothing() {
     let (server, _rules) = server(|_| {}).await;
-    let path = format!("/{}/ShouldRateLimit", weir::proto::SERVICE_NAME);
-    // In HPACK's static table, 3 is POST, 6 is http, and 4 a path, whose text follows.
-    let head = [&[0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
-    let message = request("api", &[("user", b"a")]).encode_to_vec();
-    let message = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()], &message[..]].concat();
-    let given_up = (0..20).map(|call| 2 * call + 1).flat_map(|stream| {
-        // HEADERS, DATA, and RST_STREAM, which says CANCEL.
-        [frame(1, 4, stream, &head), frame(0, 1, stream, &message), frame(3, 0, stream, &[0, 0, 0, 8])]
-    });
-    let ping = frame(6, 0, 0, &[7; 8]);
-    let all: Vec<u8> = [HELLO.to_vec()].into_iter().chain(given_up).chain([ping.clone()]).flatten().collect();
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // All in one piece. The second answer tells that the server is done with what came before the first.
-    stream.write_all(&all).await.unwrap();
-    let mut said = Vec::new();
-    for answers in 1..=2 {
-        let pong = frame(6, 1, 0, &[7; 8]);
-        while said.windows(pong.len()).filter(|frame| *frame == pong).count() < answers {
-            assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{said:?}");
-        }
-        stream.write_all(&ping).await.unwrap();
-    }
+    let one = request("api", &[("user", b"a")]);
+    let streams = (0..20).map(|call| 2 * call + 1);
+    let sent: Vec<u8> =
+        streams.flat_map(|stream| [frames::call(stream, &one), cancel(stream)].concat()).collect();
+    sent_at_once(&server, &sent).await;
     let answer = server.client().await.should_rate_limit(request("api", &[("user", b"a")])).await.unwrap();
     assert_eq!(answer.get_ref().statuses[0].limit_remaining, 999_999);
     server.stop().await.unwrap();

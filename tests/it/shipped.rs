@@ -152,3 +152,19 @@ fn the_manual_has_every_metric_with_its_labels_and_no_other() {
         .collect();
     assert_eq!(told, is, "the manual's table should be:\n{}", is.join("\n"));
 }
+
+/// What was measured is of all parts of one code, and reaches what it should.
+#[test]
+fn the_manual_has_every_figure_and_ci_runs_the_benches() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let manual = read("README.md");
+    let (_, measured) = manual.split_once("<!-- `make bench-manual` writes from here -->").unwrap();
+    let (measured, _) = measured.split_once("<!-- to here -->").unwrap();
+    let bars: Vec<&str> = measured.lines().filter(|line| line.ends_with("| aim |")).collect();
+    assert_eq!(bars.len(), 13, "all bars of the design reach their aim: {bars:#?}");
+    assert!(!measured.contains("**missed**") && !measured.contains("different commits"));
+    for plot in ["benches/plots/throughput.svg", "benches/plots/latency.svg"] {
+        assert!(manual.contains(&format!("({plot})")) && read(plot).contains("weir, Redis"), "{plot}");
+    }
+    assert!(read(".ci/run").lines().any(|line| line == "make bench-try"));
+}

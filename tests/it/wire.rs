@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tonic::transport::Endpoint;
 use tonic::{Code as Grpc, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -22,6 +22,7 @@ use weir::proto::{
     Code, RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitServiceClient, SERVICE_NAME,
 };
 
+use crate::support::frames::{self, DATA, GOAWAY, HELLO, cancel, read_frame};
 use crate::support::python;
 use crate::support::server::{Server, request, rules, settings};
 
@@ -209,59 +210,26 @@ async fn a_call_is_answered_alike_however_it_comes_in_frames_and_what_is_none_as
     server.stop().await.unwrap();
 }
 
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let [_, length @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// A header that is written out (RFC 7541, section 6.2.2).
-fn header(name: &str, value: &str) -> Vec<u8> {
-    let part = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    [vec![0], part(name), part(value)].concat()
-}
-
 /// What a proxy sends that had to wait for so long that it has given up on most of what it has asked.
 #[tokio::test]
 async fn calls_that_are_given_up_before_anybody_has_seen_them_cost_no_other_its_connection() {
-    let [data, headers, rst_stream, settings_frame, goaway] = [0, 1, 3, 4, 7];
-    let [end_stream, end_headers, cancel] = [1, 4, 8];
     let rules = rules(RULES);
     let server = Server::start(settings(rules.path())).await;
-    let head = [
-        header(":method", "POST"),
-        header(":scheme", "http"),
-        header(":path", &format!("/{SERVICE_NAME}/ShouldRateLimit")),
-        header(":authority", "weir"),
-        header("content-type", "application/grpc"),
-        header("te", "trailers"),
-    ]
-    .concat();
-    let message = request("api", &[("wide", b"x")]).encode_to_vec();
-    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-    let body = [&[0][..], &length, &message].concat();
-    let mut sent = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(settings_frame, 0, 0, &[])[..]].concat();
-    for given_up in 0..500 {
-        let stream = 2 * given_up + 1;
-        sent.extend(frame(headers, end_headers, stream, &head));
-        sent.extend(frame(data, end_stream, stream, &body));
-        sent.extend(frame(rst_stream, 0, stream, &[0, 0, 0, cancel]));
+    let one = request("api", &[("wide", b"x")]);
+    let mut sent = HELLO.to_vec();
+    for stream in (0..500).map(|call| 2 * call + 1) {
+        sent.extend([frames::call(stream, &one), cancel(stream)].concat());
     }
     let kept = 1_001;
-    sent.extend(frame(headers, end_headers, kept, &head));
-    sent.extend(frame(data, end_stream, kept, &body));
+    sent.extend(frames::call(kept, &one));
     let mut connection = tokio::net::TcpStream::connect(server.address).await.unwrap();
     connection.write_all(&sent).await.unwrap();
 
     let answered = async {
         loop {
-            let mut begin = [0; 9];
-            connection.read_exact(&mut begin).await.unwrap();
-            let [high, middle, low, kind, _, stream @ ..] = begin;
-            let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]).try_into().unwrap()];
-            connection.read_exact(&mut payload).await.unwrap();
-            assert_ne!(kind, goaway, "{}", String::from_utf8_lossy(&payload));
-            if kind == data && u32::from_be_bytes(stream) == kept {
+            let (kind, _, stream, payload) = read_frame(&mut connection).await;
+            assert_ne!(kind, GOAWAY, "{}", String::from_utf8_lossy(&payload));
+            if (kind, stream) == (DATA, kept) {
                 return RateLimitResponse::decode(&payload[5..]).unwrap();
             }
         }
