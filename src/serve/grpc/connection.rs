@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -157,7 +158,11 @@ where
             for (request, mut respond, counted) in this.requests.drain(..) {
                 // Nobody waits for what its client has given up by now.
                 if respond.poll_reset(context).is_pending() {
-                    this.taker.take(request.map(Received), counted, respond, context);
+                    let request = request.map(Received);
+                    let take = || this.taker.take(request, counted, respond, context);
+                    // One that panics costs its own call, which is reset as it is dropped, and none that came with it. The
+                    // panic has been told where it happened.
+                    _ = catch_unwind(AssertUnwindSafe(take));
                 }
             }
             if let Some(end) = end {
@@ -256,5 +261,55 @@ impl Body for Received {
 
     fn is_end_stream(&self) -> bool {
         self.0.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Response;
+
+    use super::*;
+
+    /// Panics at one path, and answers at any other.
+    struct Panicking;
+
+    impl Take for Panicking {
+        type Counted = ();
+
+        fn count(&mut self, _: &Request<RecvStream>) {}
+
+        fn take(
+            &mut self,
+            request: Request<Received>,
+            (): (),
+            mut respond: SendResponse<Bytes>,
+            _: &mut Context<'_>,
+        ) {
+            assert_ne!(request.uri().path(), "/panic");
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_the_call_that_it_happens_in_and_no_other() {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let beginning = Beginning { builder: Builder::new(), keepalive: None };
+        let serving = async { beginning.on(here, Panicking).await.unwrap().await };
+        let asking = async {
+            let (mut client, connection) = h2::client::handshake(there).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let mut ask = |path: &str| {
+                let request = Request::get(format!("http://weir{path}")).body(()).unwrap();
+                client.send_request(request, true).unwrap().0
+            };
+            let (before, panics, after) = (ask("/"), ask("/panic"), ask("/"));
+            assert_eq!(before.await.unwrap().status(), 200);
+            assert!(panics.await.unwrap_err().is_reset(), "it is reset");
+            assert_eq!(after.await.unwrap().status(), 200);
+            drop(client);
+            connection.await.unwrap().unwrap();
+        };
+        let (served, ()) = tokio::join!(serving, asking);
+        served.unwrap();
     }
 }
