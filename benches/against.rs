@@ -37,7 +37,7 @@ mod against {
     pub mod table;
 }
 
-use against::results::{self, Results};
+use against::results::{self, Origin, Results};
 use against::sections::Effort;
 use against::{echo, manual, plots, sections, table};
 
@@ -66,6 +66,7 @@ fn main() {
         return plots::draw(&results, &manual::plots());
     }
     let effort = if quick { Effort::QUICK } else { Effort::FULL };
+    let origin = Origin::now();
     let mut results = if quick { Results::of_this_machine() } else { Results::kept() };
     for section in SECTIONS.into_iter().filter(|section| named.is_empty() || named.contains(section)) {
         eprintln!("{section}:");
@@ -80,7 +81,7 @@ fn main() {
             "script" => results.script = Some(sections::script(&effort)),
             _ => results.curve = sections::curve(&effort),
         }
-        results.measured(section);
+        results.from.insert(section.to_owned(), origin.clone());
         // What is done is done, also when what comes next fails.
         results.keep(quick);
     }

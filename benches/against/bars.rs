@@ -79,7 +79,7 @@ pub fn bars(results: &Results) -> Vec<Bar> {
     let denied = script.map(|script| script.denied);
     let most = denied.map_or(1.0, |(_, seconds)| (seconds + 1.0) / seconds);
     let denied = denied.map(|(runs, seconds)| Spread::only(runs / seconds));
-    let most = (most * 100.0).round() / 100.0;
+    let most = (most * 100.0).ceil() / 100.0;
     add(false, "script runs a second, 256 callers: one denied key", denied, most, most);
     let tail = PERCENTILES.iter().position(|name| *name == "p99.9");
     let late = |server: &str| {

@@ -24,6 +24,7 @@ pub struct Line<'a> {
 const SIZE: (f64, f64) = (760.0, 400.0);
 /// Left, top, right, bottom.
 const MARGINS: (f64, f64, f64, f64) = (80.0, 50.0, 170.0, 60.0);
+
 impl Plot<'_> {
     pub fn svg(&self) -> String {
         let (width, height) = SIZE;

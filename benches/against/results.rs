@@ -118,6 +118,22 @@ pub struct Origin {
     pub when: String,
 }
 
+impl Origin {
+    /// The code that is there, now.
+    pub fn now() -> Self {
+        let said = |program: &str, arguments: &[&str]| {
+            let output = Command::new(program).args(arguments).output().ok();
+            let output = output.filter(|output| output.status.success());
+            output
+                .map_or("unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        Self {
+            commit: said("git", &["describe", "--always", "--dirty= with changes", "--match="]),
+            when: said("date", &["-u", "+%F %H:%M UTC"]),
+        }
+    }
+}
+
 impl Results {
     /// Nothing yet.
     pub fn of_this_machine() -> Self {
@@ -129,19 +145,6 @@ impl Results {
         let kept = fs::read(directory().join(name("json", false))).ok();
         let kept: Option<Self> = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
         kept.filter(|kept| kept.machine == machine()).unwrap_or_else(Self::of_this_machine)
-    }
-
-    /// Notes that a section has just been measured.
-    pub fn measured(&mut self, section: &str) {
-        let said = |program: &str, arguments: &[&str]| {
-            let output =
-                Command::new(program).args(arguments).output().ok().filter(|done| done.status.success());
-            output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        };
-        let commit = said("git", &["describe", "--always", "--dirty= with changes", "--match="]);
-        let when = said("date", &["-u", "+%F %H:%M UTC"]);
-        let [commit, when] = [commit, when].map(|part| part.unwrap_or_else(|| "unknown".to_owned()));
-        self.from.insert(section.to_owned(), Origin { commit, when });
     }
 
     pub fn keep(&self, quick: bool) {

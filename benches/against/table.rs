@@ -62,18 +62,16 @@ pub fn markdown(results: &Results) -> String {
     text
 }
 
-/// Of what code the results are: of one, or of each section's own.
+/// Of what code the results are: of one run, or each section of its own.
 fn origin(results: &Results) -> String {
-    let mut commits: Vec<&str> = results.from.values().map(|from| from.commit.as_str()).collect();
-    commits.dedup();
-    if let [commit] = commits.as_slice() {
-        let times = || results.from.values().map(|from| from.when.as_str());
-        let (first, last) = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-        return format!("Commit {commit}; the first part was done at {first}, the last at {last}.");
+    let mut origins: Vec<&Origin> = results.from.values().collect();
+    origins.dedup();
+    if let [Origin { commit, when }] = origins.as_slice() {
+        return format!("Commit {commit}; begun at {when}.");
     }
     let part = |(section, from): (&String, &Origin)| format!("{section}: {} at {}", from.commit, from.when);
     let parts: Vec<String> = results.from.iter().map(part).collect();
-    format!("Parts are of different commits: {}.", parts.join("; "))
+    format!("Sections are of different runs: {}.", parts.join("; "))
 }
 
 fn table(rows: &[Row]) -> String {

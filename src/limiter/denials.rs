@@ -33,6 +33,8 @@ pub(super) struct Denials {
     generations: Box<[AtomicU64]>,
     /// The longest that one is remembered, in microseconds.
     longest: Micros,
+    /// How long an answer may take, in microseconds.
+    timeout: Micros,
     next_purge: AtomicU64,
 }
 
@@ -51,9 +53,9 @@ struct Known {
     refresh: Micros,
 }
 
-/// The last part of the time that a denial is remembered for, in which it is asked about again: one of so many. Of a second,
-/// that is as long as an answer may take.
-const REFRESH: Micros = 100;
+/// A denial is asked about again as long before it is forgotten as an answer may take, and for one part at most of so many of
+/// the time that it is remembered for.
+const REFRESH: Micros = 10;
 
 /// How many generations there are for all buckets together.
 const STRIPES: usize = 1_024;
@@ -74,11 +76,12 @@ impl Drop for GivingBack<'_> {
 }
 
 impl Denials {
-    /// Remembers denials until their promised moment, and `longest` at most.
-    pub(super) fn new(longest: Duration) -> Self {
-        let longest = Micros::try_from(longest.as_micros()).unwrap_or(Micros::MAX);
+    /// Remembers denials until their promised moment, and `longest` at most. An answer takes no longer than `timeout`.
+    pub(super) fn new(longest: Duration, timeout: Duration) -> Self {
+        let [longest, timeout] =
+            [longest, timeout].map(|time| Micros::try_from(time.as_micros()).unwrap_or(Micros::MAX));
         let generations = (0..STRIPES).map(|_| AtomicU64::new(0)).collect();
-        Self { known: DashMap::default(), generations, longest, next_purge: AtomicU64::new(0) }
+        Self { known: DashMap::default(), generations, longest, timeout, next_purge: AtomicU64::new(0) }
     }
 
     /// What was asked before now of buckets that are given back to, or is asked while this is held, is not remembered.
@@ -188,8 +191,11 @@ impl Denials {
             let until = asked.saturating_add(wait);
             if self.has_room(asked) {
                 // At the promised moment it is over; before that, somebody else may have given something back.
-                let refresh =
-                    if wait < longest { Micros::MAX } else { asked.saturating_add(wait - wait / REFRESH) };
+                let refresh = if wait < longest {
+                    Micros::MAX
+                } else {
+                    until.saturating_sub(self.timeout.min(wait / REFRESH))
+                };
                 let known = Known { bucket, limit: charge.limit, generation, until, ahead, refresh };
                 self.known.insert(charge.bucket, known);
             }
@@ -272,8 +278,9 @@ mod tests {
         decision
     }
 
+    /// That are remembered for three seconds, and asked about again thirty milliseconds before.
     fn denials() -> Denials {
-        Denials::new(Duration::from_secs(3))
+        Denials::new(Duration::from_secs(3), Duration::from_millis(30))
     }
 
     fn is_known(denials: &Denials, charge: Charge, now: Micros) -> bool {
@@ -288,7 +295,7 @@ mod tests {
         let known = denials.decide(&[take(1, 1)], NOW).unwrap();
         assert_eq!(known.verdicts[0].remaining, decision.verdicts[0].remaining);
         assert!(is_known(&denials, take(1, 1), NOW + 297 * SECOND / 100 - 1));
-        assert!(!is_known(&denials, take(1, 1), NOW + 297 * SECOND / 100), "one asks in the last hundredth");
+        assert!(!is_known(&denials, take(1, 1), NOW + 297 * SECOND / 100), "one asks in time");
         assert!(is_known(&denials, take(1, 1), NOW + 3 * SECOND - 1), "the others know meanwhile");
         assert!(
             !is_known(&denials, take(1, 1), NOW + 3 * SECOND),
@@ -299,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_denial_is_forgotten_at_the_promised_moment() {
-        let denials = Denials::new(Duration::from_secs(60));
+        let denials = Denials::new(Duration::from_secs(60), Duration::ZERO);
         learn(&denials, &[take(1, 1)], &[10]);
         // To the microsecond, but for the one that the bound leaves to be on the safe side.
         assert!(is_known(&denials, take(1, 1), NOW + 10 * SECOND - 2));
@@ -340,7 +347,7 @@ mod tests {
         let during = denials.generations(&[take(1, 1)]);
         drop(giving);
 
-        let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        let denied = learn(&Denials::new(Duration::ZERO, Duration::ZERO), &[take(1, 1)], &[10]);
         for older in [before, during] {
             denials.remember(&[take(1, 1)], &denied, &[], NOW, &older, Micros::MAX);
             assert!(!is_known(&denials, take(1, 1), NOW), "asked before the tokens were back");
@@ -364,11 +371,14 @@ mod tests {
     #[test]
     fn what_may_soon_change_is_remembered_for_a_shorter_time() {
         let denials = denials();
-        let decision = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        let decision = learn(&Denials::new(Duration::ZERO, Duration::ZERO), &[take(1, 1)], &[10]);
         let now = denials.generations(&[take(1, 1)]);
-        denials.remember(&[take(1, 1)], &decision, &[], NOW, &now, SECOND);
-        assert!(is_known(&denials, take(1, 1), NOW + SECOND * 9 / 10 - 1));
-        assert!(!is_known(&denials, take(1, 1), NOW + SECOND));
+        denials.remember(&[take(1, 1)], &decision, &[], NOW, &now, SECOND / 10);
+        // The answer may take longer than a tenth of that.
+        assert!(is_known(&denials, take(1, 1), NOW + SECOND * 9 / 100 - 1));
+        assert!(!is_known(&denials, take(1, 1), NOW + SECOND * 9 / 100), "one asks");
+        assert!(is_known(&denials, take(1, 1), NOW + SECOND / 10 - 1));
+        assert!(!is_known(&denials, take(1, 1), NOW + SECOND / 10));
     }
 
     #[test]
@@ -413,7 +423,7 @@ mod tests {
             // The store's clock is an hour ahead, or behind.
             for (here, there) in [(start, start + 3_600 * SECOND), (start + 3_600 * SECOND, start)] {
                 let there = there - there % (80 * SECOND);
-                let denials = Denials::new(Duration::from_secs(600));
+                let denials = Denials::new(Duration::from_secs(600), Duration::ZERO);
                 let charges = [Charge { limit, ..take(1, 3) }];
                 let mut bucket = Bucket::FULL;
                 assert_eq!(bucket.take(&limit, Hits::Take(9), there), Outcome::Fits);
@@ -437,7 +447,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let denials = denials();
-        let denied = learn(&Denials::new(Duration::ZERO), &[take(1, 1)], &[10]);
+        let denied = learn(&Denials::new(Duration::ZERO, Duration::ZERO), &[take(1, 1)], &[10]);
         for bucket in 0..CAPACITY as u128 + 10_000 {
             denials.remember(&[take(bucket, 1)], &denied, &[], NOW, &smallvec::smallvec![0], Micros::MAX);
         }

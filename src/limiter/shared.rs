@@ -114,7 +114,7 @@ impl Shared {
         let shared = Arc::new(Self {
             told: AtomicU64::new(redis.epochs()),
             redis: Arc::new(redis),
-            denials: Arc::new(Denials::new(failing.remember)),
+            denials: Arc::new(Denials::new(failing.remember, failing.timeout)),
             refunds: Arc::default(),
             fallback: Fallback::new(capacity, clock.clone()),
             clock,

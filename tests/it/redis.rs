@@ -38,6 +38,14 @@ struct Tally {
     unanswered: u64,
 }
 
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.admitted += other.admitted;
+        self.denied += other.denied;
+        self.unanswered += other.unanswered;
+    }
+}
+
 /// `callers` at once on each weir, `each` calls each; `request` makes the n-th call of a caller.
 async fn load(
     weirs: &[Weir],
@@ -69,10 +77,7 @@ async fn load(
     }
     let mut total = Tally::default();
     for task in tasks {
-        let tally = task.await.unwrap();
-        total.admitted += tally.admitted;
-        total.denied += tally.denied;
-        total.unanswered += tally.unanswered;
+        total.add(&task.await.unwrap());
     }
     total
 }
@@ -136,17 +141,21 @@ async fn a_script_that_is_forgotten_and_connections_that_are_cut_neither_lose_no
     let weirs = [Weir::start_with_redis(rules.path(), &redis.url())];
     let mut connection = redis.connection();
     let disturbing = tokio::task::spawn_blocking(move || {
-        for n in 0..60 {
-            std::thread::sleep(Duration::from_millis(15));
+        let (mut rounds, mut cut) = (0, 0);
+        await_that("the script is forgotten and connections are cut", || {
             redis::cmd("SCRIPT").arg("FLUSH").query::<()>(&mut connection).unwrap();
             // One of weir's two connections, wherever its batch is just then; the other has to be there.
-            if n % 4 == 0 {
-                cut_one_in_use(&mut connection);
-            }
-        }
+            cut += usize::from(rounds % 4 == 0 && cut_one_in_use(&mut connection));
+            rounds += 1;
+            rounds >= 60 && cut >= 10
+        });
         connection
     });
-    let tally = load(&weirs, 64, 150, |_, _| request("api", &[("wide", b"x")])).await;
+    // For as long as that takes.
+    let mut tally = Tally::default();
+    while !disturbing.is_finished() {
+        tally.add(&load(&weirs, 64, 20, |_, _| request("api", &[("wide", b"x")])).await);
+    }
     let mut connection = disturbing.await.unwrap();
     assert_eq!((tally.denied, tally.unanswered), (0, 0), "{tally:?}");
     assert_eq!(

@@ -236,6 +236,8 @@ async fn a_client_that_takes_no_answer_is_given_up() {
     let (server, _rules) = server(|settings| {
         settings.serving.keepalive = Duration::from_millis(100);
         settings.serving.keepalive_timeout = Duration::from_secs(1);
+        // It is not for having too many under way.
+        settings.serving.max_streams = 1_000_000.try_into().unwrap();
     })
     .await;
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -263,6 +265,10 @@ async fn a_client_that_takes_no_answer_is_given_up() {
     server.stop().await.unwrap();
 }
 
+async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
+    tokio::time::timeout(PATIENCE, read_frame(stream)).await.expect("it says something")
+}
+
 /// A connection on which all of this comes in one piece, when the server is done with it; and what it has said.
 async fn sent_at_once(server: &Server, sent: &[u8]) -> (TcpStream, Vec<(u8, u32, Vec<u8>)>) {
     let ping = frame(PING, 0, 0, &[7; 8]);
@@ -271,7 +277,7 @@ async fn sent_at_once(server: &Server, sent: &[u8]) -> (TcpStream, Vec<(u8, u32,
     let (mut pongs, mut said) = (0, Vec::new());
     // The second answer tells that the server is done with what came before the first.
     while pongs < 2 {
-        let (kind, flags, of, payload) = read_frame(&mut stream).await;
+        let (kind, flags, of, payload) = next_frame(&mut stream).await;
         if (kind, flags) == (PING, ACK) {
             pongs += 1;
             stream.write_all(&ping).await.unwrap();
@@ -297,7 +303,7 @@ async fn calls_that_come_together_count_together() {
         data.map(|(.., payload)| RateLimitResponse::decode(&payload[5..]).unwrap().overall_code()).collect()
     };
     while answers(&said).len() < calls as usize {
-        let (kind, _, of, payload) = read_frame(&mut stream).await;
+        let (kind, _, of, payload) = next_frame(&mut stream).await;
         said.push((kind, of, payload));
     }
     let admitted = answers(&said).iter().filter(|code| **code == Code::Ok).count();

@@ -17,7 +17,7 @@ use crate::support::steady::{Outcome, Steady};
 use crate::support::weir::Weir;
 
 /// How long Envoy waits for an answer.
-const IN_TIME: Duration = Duration::from_millis(20);
+pub(super) const IN_TIME: Duration = Duration::from_millis(20);
 
 /// What the machine may take on top of that, besides twice the worst that it does to a weir that needs no Redis.
 const OF_THE_MACHINE: Duration = Duration::from_millis(10);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use weir::clock;
 
-use super::drill::{Held, may_take, of, soak, with_redis};
+use super::drill::{Held, IN_TIME, may_take, of, soak, with_redis};
 use crate::support::redis::RedisServer;
 use crate::support::server::rules;
 use crate::support::steady::Steady;
@@ -18,7 +18,7 @@ use crate::support::weir::Weir;
 /// Calls a second.
 const RATE: u32 = 200;
 
-/// Local buckets, fewer than there are callers in a quarter.
+/// Local buckets, fewer than there are callers in a part.
 const CAP: &str = "500";
 
 /// The rules, as they are after so many changes.
@@ -89,7 +89,7 @@ async fn neither_memory_nor_latency_grows_with_time_and_no_call_fails() {
         let bound = may_take(&beside);
         let most = outcome.per_mille(999);
         assert!(most <= bound, "part {part}: p99.9 is {most:?}, and may be {bound:?}");
-        parts.push((held, [&outcome, &beside].map(|load| [500, 990].map(|part| load.per_mille(part)))));
+        parts.push((held, [&outcome, &beside].map(|load| [500, 990].map(|calls| load.per_mille(calls)))));
     }
     stop.store(true, Ordering::SeqCst);
     let (redis, (reloads, restarts)) = disturbing.join().unwrap();
@@ -103,13 +103,14 @@ async fn neither_memory_nor_latency_grows_with_time_and_no_call_fails() {
     };
     assert!(last.kilobytes < first.kilobytes + (4 << 10), "memory grows: {parts:?}");
     assert!(last.files <= first.files + 4, "files are left open: {parts:?}");
-    // The median and the 99th percentile, with what the machine has meanwhile done to the weir without Redis.
+    // The median and the 99th percentile, with what the machine has meanwhile done to the weir without Redis. The latter may
+    // be of calls that a Redis which the machine keeps waiting did not decide: they take as long as Envoy waits at most.
     let [grown, beside] = [0, 1].map(|load| {
         let growth = after[load].iter().zip(before[load]).map(|(after, before)| after.saturating_sub(before));
         growth.collect::<Vec<Duration>>()
     });
-    for (percentile, most) in [5, 10].into_iter().enumerate() {
-        let most = 2 * beside[percentile] + Duration::from_millis(most);
+    for (percentile, most) in [Duration::from_millis(5), IN_TIME].into_iter().enumerate() {
+        let most = 2 * beside[percentile] + most;
         assert!(grown[percentile] <= most, "latency grows: {parts:?}");
     }
     assert_eq!(weir.logged("panicked"), 0);
