@@ -230,13 +230,14 @@ async fn a_client_that_does_not_answer_a_ping_is_given_up() {
     server.stop().await.unwrap();
 }
 
-/// A client that sends and takes nothing cannot be told that it is asked: its connection is full.
+/// A client that sends and takes nothing cannot be told that it is asked: its connection is full. It is given up for that.
 #[tokio::test]
 async fn a_client_that_takes_no_answer_is_given_up() {
     let (server, _rules) = server(|settings| {
-        settings.serving.keepalive = Duration::from_millis(100);
-        settings.serving.keepalive_timeout = Duration::from_secs(1);
-        // It is not for having too many under way.
+        // Nor for having paused before it was full: it answers no ping.
+        settings.serving.keepalive = Duration::from_secs(2);
+        settings.serving.keepalive_timeout = Duration::from_millis(100);
+        // Nor for having too many under way.
         settings.serving.max_streams = 1_000_000.try_into().unwrap();
     })
     .await;
