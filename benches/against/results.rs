@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use weir::clock::Clock;
 
 /// The median of some rounds, and the least and the greatest of them.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -121,15 +123,14 @@ pub struct Origin {
 impl Origin {
     /// The code that is there, now.
     pub fn now() -> Self {
-        let said = |program: &str, arguments: &[&str]| {
-            let output = Command::new(program).args(arguments).output().ok();
-            let output = output.filter(|output| output.status.success());
-            output
-                .map_or("unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        };
+        let git =
+            Command::new("git").args(["describe", "--always", "--dirty= with changes", "--match="]).output();
+        let commit = git.ok().filter(|git| git.status.success());
+        let commit = commit.map(|git| String::from_utf8_lossy(&git.stdout).trim().to_owned());
+        let now = UNIX_EPOCH + Duration::from_micros(Clock::system().now());
         Self {
-            commit: said("git", &["describe", "--always", "--dirty= with changes", "--match="]),
-            when: said("date", &["-u", "+%F %H:%M UTC"]),
+            commit: commit.unwrap_or_else(|| "unknown".to_owned()),
+            when: humantime::format_rfc3339_seconds(now).to_string(),
         }
     }
 }
